@@ -1,0 +1,1 @@
+"""Metashard: distributed meta-training of few-shot vision models."""

@@ -1,0 +1,171 @@
+"""From a config to the objects it speaks of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+import torch
+from torch import nn
+from torch.optim import SGD, Adam, Optimizer
+
+from pipeline.config import (
+    AdamConfig,
+    ConstantConfig,
+    CosineConfig,
+    FirstOrderConfig,
+    GradientConfig,
+    MomentumConfig,
+    PrototypeConfig,
+    RunConfig,
+    StepConfig,
+    UnrolledConfig,
+)
+from pipeline.data.index import Index
+from pipeline.data.loader import Reader
+from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.judging import Place
+from pipeline.learners.estimators import Estimator, first_order, unrolled
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.initials import Learned
+from pipeline.learners.learner import Learner
+from pipeline.learners.metric import PrototypeLearner
+from pipeline.learners.rules import Sgd
+from pipeline.models.conv4 import Conv4
+from pipeline.models.network import Network
+from pipeline.tasks.classification import Classification
+from pipeline.tasks.task import Task
+
+MakeLearner = Callable[[RunConfig, Index], Learner]
+"""Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
+
+
+def training_shape(config: RunConfig) -> Shape:
+    """Ways, shots and queries of the episodes trained on."""
+    return Shape(config.data.ways, config.data.shots, config.data.queries)
+
+
+def evaluation_shape(config: RunConfig) -> Shape:
+    """Ways, shots and queries of the episodes measured on."""
+    data, asked = config.data, config.evaluate
+    return Shape(asked.ways or data.ways, asked.shots or data.shots, asked.queries or data.queries)
+
+
+def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
+    """Training episodes for the training split, evaluation episodes (of the whole data set, no lanes) for any other."""
+    data = config.data
+    if split == data.train:
+        return Sampler(
+            index,
+            split,
+            training_shape(config),
+            seed=config.seed,
+            turns=data.rotations,
+            lanes=data.lanes,
+            deal_every=data.deal_every,
+        )
+    # Evaluation episodes are frozen: the same for every method and seed of training.
+    return Sampler(index, split, evaluation_shape(config), seed=0, turns=data.rotations)
+
+
+def reader(config: RunConfig, index: Index) -> Reader:
+    """Reads samples as the config asks."""
+    return Reader(Shards(index), config.data.invert, config.data.size)
+
+
+def task(config: RunConfig) -> Task:
+    """The task."""
+    return Classification()
+
+
+def learner(config: RunConfig, index: Index) -> Learner:
+    """The learner with its initial values, which depend on the seed alone.
+
+    Raises:
+        InputError: model, learner and data do not fit each other.
+    """
+    height, width, channels = index.shape(0)
+    size = config.data.size or height
+    if config.data.size is None and height != width:
+        raise InputError(f"{index.root}: images are {height} × {width} pixels, conv4 needs squares; set data.size")
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        encoder = Conv4(
+            channels=channels,
+            width=config.model.width,
+            size=size,
+            downsample=config.model.downsample,
+            features=config.model.features,
+        )
+        if not encoder.features:
+            raise InputError(f"images of {size} pixels are too small for conv4, which halves them four times; use ≥ 16")
+        made = _learner(config, encoder, task(config))
+    return made.double() if config.meta.precision == "float64" else made
+
+
+def _learner(config: RunConfig, encoder: Conv4, task: Task) -> Learner:
+    match config.learner:
+        case GradientConfig() as chosen:
+            if evaluation_shape(config).ways != config.data.ways:
+                raise InputError(
+                    f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
+                    "has one output per way; make them equal"
+                )
+            model = Network(encoder, task.head(encoder.features, config.data.ways))
+            return GradientLearner(
+                model,
+                task,
+                initial=Learned(model, chosen.adapts),
+                rule=Sgd(chosen.rule.lr),
+                estimate=_estimate(chosen),
+                steps=chosen.steps,
+                test_steps=chosen.test_steps or chosen.steps,
+            )
+        case PrototypeConfig():
+            return PrototypeLearner(Network(encoder, nn.Identity()), task)
+        case _ as never:
+            assert_never(never)
+
+
+def _estimate(config: GradientConfig) -> Estimator:
+    match config.estimate:
+        case UnrolledConfig():
+            return unrolled
+        case FirstOrderConfig():
+            return first_order
+        case _ as never:
+            assert_never(never)
+
+
+def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The outer optimizer."""
+    match config.meta.optimizer:
+        case AdamConfig(lr=lr, weight_decay=decay):
+            return Adam(parameters, lr=lr, weight_decay=decay)
+        case MomentumConfig(lr=lr, momentum=momentum, weight_decay=decay):
+            return SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay)
+        case _ as never:
+            assert_never(never)
+
+
+def rate(config: RunConfig, step: int) -> float:
+    """The outer learning rate of a meta-step: a pure function, so that a resume has nothing to restore."""
+    base = config.meta.optimizer.lr
+    match config.meta.schedule:
+        case ConstantConfig():
+            return base
+        case CosineConfig(floor=floor):
+            return base * (floor + (1 - floor) * (1 + math.cos(math.pi * step / config.meta.steps)) / 2)
+        case StepConfig(every=every, factor=factor):
+            return base * factor ** (step // every)
+        case _ as never:
+            assert_never(never)
+
+
+def place(config: RunConfig, device: torch.device) -> Place:
+    """Brings an episode to where and in what type the learner computes."""
+    dtype = torch.float64 if config.meta.precision == "float64" else torch.float32
+    return lambda episode: episode.to(device, dtype)

@@ -1,0 +1,136 @@
+"""Checkpoints: safetensors and JSON with hashes, `COMPLETE` written last, the last good one found by reading.
+
+A checkpoint is a folder `step-00000200/` of `learner.safetensors`, `optimizer.safetensors`, `state.json`, `config.json`,
+`manifest.json` (format number and the sha256 of each of them) and the empty file `COMPLETE`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pipeline.errors import InputError
+
+FORMAT = 1
+FILES = ("learner.safetensors", "optimizer.safetensors", "state.json", "config.json")
+
+
+class Checkpoint(NamedTuple):
+    """What a run needs to go on: `state` is the loop's progress, `config` the resolved run config."""
+
+    step: int
+    learner: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    state: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder/step-…`; a kill at any moment leaves either a complete checkpoint or one that is not read."""
+    final = folder / f"step-{checkpoint.step:08d}"
+    partial = folder / f".{final.name}.partial"
+    for stale in (partial, final):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tensors, settings = _flat(checkpoint.optimizer)
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.learner.items()}, partial / FILES[0]
+    )
+    save_file(tensors, partial / FILES[1])
+    (partial / FILES[2]).write_text(json.dumps({"step": checkpoint.step, "optimizer": settings, **checkpoint.state}))
+    (partial / FILES[3]).write_text(json.dumps(dict(checkpoint.config)))
+    hashes = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in FILES}
+    (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+    (partial / "COMPLETE").touch()
+    partial.rename(final)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        InputError: it is not complete, has another format number, or a file's hash is not the manifest's.
+    """
+    if not (path / "COMPLETE").exists():
+        raise InputError(f"{path} is not a complete checkpoint: it has no file COMPLETE; name another one")
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        number, hashes = manifest["format"], manifest["sha256"]
+        if number != FORMAT:
+            raise InputError(
+                f"checkpoint {path} has format {number}, this version reads {FORMAT}; use the version that wrote it"
+            )
+        for name in FILES:
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != hashes[name]:
+                raise InputError(
+                    f"checkpoint {path}: {name} is not what was written (sha256 differs); name another checkpoint"
+                )
+        state = json.loads((path / FILES[2]).read_text())
+        optimizer = _nested(load_file(path / FILES[1]), state.pop("optimizer"))
+        config = json.loads((path / FILES[3]).read_text())
+        return Checkpoint(state.pop("step"), load_file(path / FILES[0]), optimizer, state, config)
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        raise InputError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def all_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, complete or not, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def latest(folder: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest checkpoint that is whole, and a sentence for every newer one that is not.
+
+    Raises:
+        InputError: none is whole.
+    """
+    faults = []
+    for path in reversed(all_in(folder)):
+        try:
+            return load(path), faults
+        except InputError as error:
+            faults.append(str(error))
+    raise InputError(f"{folder} holds no whole checkpoint" + "".join(f"; {fault}" for fault in faults))
+
+
+def prune(folder: Path, *, keep: int, best: str) -> None:
+    """Delete all but the `keep` newest checkpoints and the one named `best`; remains of a killed save go too."""
+    for path in [*(p for p in all_in(folder)[:-keep] if p.name != best), *folder.glob(".*.partial")]:
+        shutil.rmtree(path)
+
+
+def _flat(optimizer: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors by `<parameter>.<name>` and a JSON rest."""
+    tensors, rest = {}, {}
+    for number, values in optimizer["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{number}.{name}"] = value.detach().cpu().contiguous()
+            else:
+                rest[f"{number}.{name}"] = value
+    return tensors, {"param_groups": optimizer["param_groups"], "rest": rest}
+
+
+def _nested(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for full, value in {**tensors, **settings["rest"]}.items():
+        number, name = full.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    return {"state": state, "param_groups": settings["param_groups"]}
+
+
+def restore(checkpoint: Checkpoint, learner: torch.nn.Module, optimizer: Optimizer) -> None:
+    """Put the saved values into a learner and an optimizer built from the same config."""
+    learner.load_state_dict(dict(checkpoint.learner), strict=True)
+    optimizer.load_state_dict(dict(checkpoint.optimizer))

@@ -1,0 +1,352 @@
+"""What a run is: the typed config, read from YAML with overrides from the command line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
+
+from pipeline.errors import InputError
+
+
+class Config(BaseModel):
+    """Every part of a config: frozen, and a key that nothing reads is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class DataConfig(Config):
+    """A packed data set and the shape of the episodes drawn from its training split."""
+
+    root: Path
+    ways: Annotated[int, Field(ge=2)] = 5
+    shots: PositiveInt = 1
+    queries: PositiveInt = 15
+    rotations: bool = False
+    """Every class counts four times, once per quarter turn."""
+    invert: bool = False
+    """Black ink on white becomes white on black."""
+    size: PositiveInt | None = None
+    """Side in pixels to which images are resized when read; none: as packed."""
+    train: str = "train"
+    validation: str = "val"
+    test: str = "test"
+    lanes: PositiveInt = 1
+    deal_every: PositiveInt = 1000
+    """Meta-steps after which shards are dealt to lanes anew."""
+    prefetch: PositiveInt = 2
+    """Meta-steps read ahead."""
+    threads: PositiveInt = 1
+    """Reading threads per worker."""
+
+
+class ClassificationConfig(Config):
+    kind: Literal["classification"] = "classification"
+
+
+class Conv4Config(Config):
+    kind: Literal["conv4"] = "conv4"
+    width: PositiveInt = 64
+    downsample: Literal["stride", "max_pool"] = "max_pool"
+    features: Literal["mean", "flatten"] = "flatten"
+
+
+class SgdConfig(Config):
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.01
+
+
+class UnrolledConfig(Config):
+    kind: Literal["unrolled"] = "unrolled"
+
+
+class FirstOrderConfig(Config):
+    kind: Literal["first_order"] = "first_order"
+
+
+EstimateConfig = Annotated[UnrolledConfig | FirstOrderConfig, Field(discriminator="kind")]
+
+
+class GradientConfig(Config):
+    kind: Literal["gradient"] = "gradient"
+    adapts: str = ".*"
+    """Pattern on whole parameter names, as `encoder.convs.0.weight`, `head.bias`."""
+    rule: SgdConfig = SgdConfig()
+    steps: PositiveInt = 5
+    test_steps: PositiveInt | None = None
+    """Inner steps outside training; none: as in training."""
+    estimate: EstimateConfig = UnrolledConfig()
+
+
+class PrototypeConfig(Config):
+    kind: Literal["prototype"] = "prototype"
+
+
+LearnerConfig = Annotated[GradientConfig | PrototypeConfig, Field(discriminator="kind")]
+
+
+class AdamConfig(Config):
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+
+class MomentumConfig(Config):
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+
+
+OptimizerConfig = Annotated[AdamConfig | MomentumConfig, Field(discriminator="kind")]
+
+
+class ConstantConfig(Config):
+    kind: Literal["constant"] = "constant"
+
+
+class CosineConfig(Config):
+    kind: Literal["cosine"] = "cosine"
+    floor: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.01
+    """Share of the rate that is left at the end."""
+
+
+class StepConfig(Config):
+    kind: Literal["step"] = "step"
+    every: PositiveInt = 1000
+    factor: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.5
+
+
+ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig, Field(discriminator="kind")]
+
+
+class MetaConfig(Config):
+    """The outer loop."""
+
+    steps: PositiveInt
+    batch: PositiveInt = 4
+    """Episodes per meta-step, over all workers together."""
+    optimizer: OptimizerConfig = AdamConfig()
+    schedule: ScheduleConfig = ConstantConfig()
+    clip: PositiveFloat = 10.0
+    """Largest norm of the reduced meta-gradient."""
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    skip_limit: PositiveInt = 10
+    """Meta-steps in a row with a loss or gradient that is not finite, after which the run stops with a report."""
+
+
+class ValidationConfig(Config):
+    every: PositiveInt = 200
+    episodes: PositiveInt = 200
+    patience: NonNegativeInt = 0
+    """Validations without a better result after which the run stops; 0: it never does."""
+
+
+class EvaluateConfig(Config):
+    """Episodes on which the result is measured; what is not named is as in training."""
+
+    ways: Annotated[int, Field(ge=2)] | None = None
+    shots: PositiveInt | None = None
+    queries: PositiveInt | None = None
+    episodes: Annotated[int, Field(ge=2)] = 600
+    mode: Literal["inductive", "transductive"] = "inductive"
+    """The figure by which checkpoints are chosen; both are reported."""
+
+
+class CheckpointConfig(Config):
+    every: PositiveInt = 200
+    keep: PositiveInt = 3
+
+
+class EngineConfig(Config):
+    mode: Literal["auto", "loop", "vmap"] = "auto"
+    """auto: rank 0 measures once, at the start of the run."""
+    chunk: PositiveInt = 8
+    """Episodes per vmapped forward; not read in mode auto or loop."""
+
+
+class WorkersConfig(Config):
+    count: PositiveInt = 1
+    ray: Literal["auto", "always"] = "auto"
+    """auto: one worker runs in this process without a cluster."""
+    threads: PositiveInt | None = None
+    """torch threads per worker; none: the CPUs shared out evenly."""
+    max_failures: NonNegativeInt = 3
+    step_timeout_s: PositiveInt = 1800
+
+
+class TrackingConfig(Config):
+    uri: str = ""
+    """MLflow tracking URI; empty: sqlite under `runs`."""
+    experiment: str = "metashard"
+    log_every: PositiveInt = 1
+
+
+class RunConfig(Config):
+    """A complete run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: NonNegativeInt = 0
+    runs: Path = Path("runs")
+    data: DataConfig
+    task: ClassificationConfig = ClassificationConfig()
+    model: Conv4Config = Conv4Config()
+    learner: LearnerConfig
+    meta: MetaConfig
+    validation: ValidationConfig = ValidationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    engine: EngineConfig = EngineConfig()
+    workers: WorkersConfig = WorkersConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML file, put `key.path=value` overrides on top (values are YAML) and check it all.
+
+    Raises:
+        InputError: the file, an override or a value is not usable; an unknown key is named with the nearest known one.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(
+            f"config {path} cannot be read: {error.strerror}; name a YAML file, as configs/train/…"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"config {path} holds {type(tree).__name__}, not keys with values")
+    for override in overrides:
+        _put(tree, override)
+    return parse(tree, str(path))
+
+
+def parse(tree: dict[str, Any], where: str) -> RunConfig:
+    """A config from plain values; `where` names their origin in errors."""
+    _check_names(tree)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"{where}: " + "; ".join(_sentence(fault) for fault in error.errors())) from error
+
+
+def _check_names(tree: Any, path: str = "") -> None:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not isinstance(key, str):
+                raise InputError(f"config key {path}{key!r} is a {type(key).__name__}, not a name")
+            _check_names(value, f"{path}{key}.")
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as JSON values."""
+    return config.model_dump(mode="json")
+
+
+# What may differ between a run and its resumption: where results are told, and how many do the work.
+FREE = ("workers", "tracking", "runs", "checkpoint")
+
+
+def fingerprint(config: RunConfig) -> str:
+    """A hash of everything that decides the result of a run."""
+    fixed = {key: value for key, value in dump(config).items() if key not in FREE}
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The keys outside `FREE` in which two dumped configs differ, as `key: old -> new`."""
+    before, after = flatten(old), flatten(new)
+    keys = [key for key in sorted(before | after) if key.split(".")[0] not in FREE]
+    return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
+
+
+def _put(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise InputError(f"override {override!r} is not key=value, as in meta.steps=500")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+    # YAML 1.1 reads 1e-3 as a string; a person means a number.
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *path, last = key.split(".")
+    for part in path:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise InputError(f"override {override!r}: {part!r} is a value, it has no key {last!r}")
+    tree[last] = value
+
+
+def _sentence(fault: Any) -> str:
+    location = [str(part) for part in fault["loc"]]
+    key = ".".join(_without_kinds(location))
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(RunConfig)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+        return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{key} is missing"
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    return f"{key} = {fault['input']!r}: {message}"
+
+
+def _without_kinds(location: list[str]) -> list[str]:
+    """Drop the union members that pydantic puts into a location: `learner.gradient.steps` is the user's `learner.steps`."""
+    kept: list[str] = []
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+        if kinds and len(models) > 1:
+            models = kinds
+            continue
+        kept.append(part)
+        models = [sub for m in models if part in m.model_fields for sub in _models_in(m.model_fields[part].annotation)]
+    return kept
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+        return [model for part in typing.get_args(annotation) for model in _models_in(part)]
+    return []
+
+
+def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        for sub in _models_in(field.annotation):
+            keys += _known_keys(sub, f"{prefix}{name}.")
+    return keys

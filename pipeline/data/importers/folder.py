@@ -1,0 +1,129 @@
+"""Reads class folders, on disk or in a zip: the folder an image lies in is its class."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.images import EXTENSIONS, decode
+from pipeline.data.source import Sample, Source, keys_of
+from pipeline.errors import InputError
+
+SPLIT_FOLDERS = ("train", "val", "test")
+_KEPT = {"png": "png", "jpg": "jpg", "jpeg": "jpg"}
+
+
+def folder(path: str | Path) -> Source:
+    """The data set in a folder or zip of class folders; a nested folder's class is its relative path, as `birds/wren`.
+
+    If the topmost folders are train, val and test (or some of them), they are its splits and not part of class names.
+    Hidden files and files that are no images are left out. Raises `InputError` for an absent or unreadable path, an
+    image outside every class folder, and a kind of image that cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names, read = _walk(path), partial(_read_file, str(path))
+    elif path.is_file():
+        names, read = _without_top(zip_names(path)), partial(read_zip, str(path))
+    else:
+        raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
+    names = {shown: stored for shown, stored in names.items() if _is_image(shown, path)}
+    for shown in names:
+        if "/" not in shown:
+            raise InputError(f"{path}: image {shown!r} lies in no class folder; move it into one")
+    tops = {shown.split("/")[0] for shown in names}
+    has_splits = bool(tops) and tops.issubset(SPLIT_FOLDERS) and all(shown.count("/") > 1 for shown in names)
+    samples, splits = [], {}
+    for (shown, stored), key in zip(names.items(), keys_of(list(names)), strict=True):
+        label = str(PurePosixPath(shown).parent)
+        if has_splits:
+            split, label = label.split("/", 1)
+            splits.setdefault(split, {})[label] = None
+        samples.append(sample(key, label, partial(read, stored), shown))
+    ordered = {split: list(splits[split]) for split in SPLIT_FOLDERS if split in splits}
+    return Source(path.stem, samples, ordered)
+
+
+def sample(key: str, label: str, read: partial[bytes], name: str) -> Sample:
+    """A sample from a file's bytes; PNG and JPEG files keep them, other kinds become PNG."""
+    suffix = name.rsplit(".", 1)[1].lower()
+    if suffix in _KEPT:
+        return Sample(key, label, read, _KEPT[suffix])
+    return Sample(key, label, partial(_decoded, read, name), "png")
+
+
+def zip_names(path: Path) -> list[str]:
+    """The files in a zip. Raises `InputError` for a damaged zip and for names that are absolute or contain `..`."""
+    names = [info.filename for info in _zip(str(path)).infolist() if not info.is_dir()]
+    for name in names:
+        if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
+            raise InputError(f"{path}: member name {name!r} leaves the zip; make the zip again without such names")
+    return names
+
+
+def read_zip(path: str, name: str) -> bytes:
+    """One file of a zip; the zip stays open for the next one."""
+    try:
+        return _zip(path).read(name)
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
+        raise InputError(f"{path}: file {name!r} cannot be read ({error}); copy the zip again") from None
+
+
+@lru_cache(maxsize=8)
+def _zip(path: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise InputError(f"{path}: no readable zip ({error}); give a folder of class folders or a zip of one") from None
+
+
+def _read_file(root: str, name: str) -> bytes:
+    try:
+        return Path(root, name).read_bytes()
+    except OSError as error:
+        raise InputError(f"{root}/{name}: cannot be read ({error.strerror}); mend or remove it") from None
+
+
+def _decoded(read: partial[bytes], name: str) -> np.ndarray:
+    return decode(read(), name)
+
+
+def _walk(root: Path) -> dict[str, str]:
+    names: list[str] = []
+    seen: dict[tuple[int, int], str] = {}
+    # Class folders are often links to another disk, so links are followed; one back to a parent would never end.
+    for place, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
+        status = os.stat(place)
+        if (first := seen.setdefault((status.st_dev, status.st_ino), place)) != place:
+            raise InputError(f"{place}: is the same folder as {first}; remove the link")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names += [os.path.relpath(os.path.join(place, name), root) for name in files]
+    return {name: name for name in sorted(names)}
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{error.filename}: folder cannot be read ({error.strerror}); mend its permissions") from None
+
+
+def _without_top(names: Sequence[str]) -> dict[str, str]:
+    """Names without the one folder that holds all of them, as zipping a folder makes it, and as they are stored."""
+    visible = sorted(name for name in names if not name.startswith("__MACOSX/"))
+    tops = {name.split("/")[0] for name in visible}
+    cut = len(tops) == 1 and visible and all(name.count("/") > 1 for name in visible)
+    return {name.split("/", 1)[1] if cut else name: name for name in visible}
+
+
+def _is_image(name: str, where: Path) -> bool:
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    suffix = PurePosixPath(name).suffix.lower()
+    if hidden or suffix[1:] in EXTENSIONS:
+        return not hidden
+    if suffix in Image.registered_extensions():
+        raise InputError(f"{where}: {name!r} is of a kind that is not read; convert it to PNG or JPEG, or remove it")
+    return False

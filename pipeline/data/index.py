@@ -1,0 +1,177 @@
+"""The index of a data set: which samples there are, of which class, in which bytes of which tar.
+
+On disk, beside the tars: ROOT/index/{manifest.json, samples.arrow, postings.arrow, classes.arrow}; uncompressed Arrow
+files of one record batch, so that a column is a NumPy view of the mapped file and opening costs no memory per sample.
+Row = rank of the sample's key among all keys; class id = rank of the class name among all names. So the same samples in
+other tars keep their rows, hence their episodes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import InputError
+
+FORMAT = 1
+FOLDER = "index"
+TABLES = ("samples", "postings", "classes")
+ROLES = ("image", "json", "mask")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardInfo:
+    """One tar: its path (relative to the data set's root, or absolute), size in bytes, samples and sha256."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+class Location(NamedTuple):
+    """Where a member's bytes lie, and the crc32 they must have."""
+
+    shard: int
+    offset: int
+    size: int
+    crc: int
+
+
+class Index:
+    """An opened index; every accessor is O(1) and copies nothing. Open it with `Index.open`.
+
+    `splits` gives sorted int32 class ids by split name; `counts` int64 samples per class; `shard_of` the int32 shard
+    number of every row. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files).
+    """
+
+    def __init__(self, root: Path, manifest: dict, tables: Mapping[str, pa.Table]):
+        self.root = root
+        self.manifest = manifest
+        self.name: str = manifest["name"]
+        self.store: str = manifest["store"]
+        self.dtype = np.dtype(manifest["dtype"])
+        self.fingerprint: str = manifest["fingerprint"]
+        self.shards: Sequence[ShardInfo] = [ShardInfo(**shard) for shard in manifest["shards"]]
+        samples, postings, classes = (tables[name] for name in TABLES)
+        self._keys = samples["key"].chunk(0)
+        self.shard_of = _view(samples, "shard")
+        self._shapes = [_view(samples, axis) for axis in ("height", "width", "channels")]
+        self._members = {
+            role: tuple(_view(samples, f"{role}_{part}") for part in ("offset", "size", "crc"))
+            for role in manifest["roles"]
+        }
+        self._rows = _view(postings, "row")
+        self._starts = np.append(_view(classes, "start"), len(self._rows))
+        self.class_names: Sequence[str] = classes["name"].to_pylist()
+        self.counts = np.diff(self._starts)
+        split_of = _view(classes, "split")
+        self.splits: Mapping[str, np.ndarray] = {
+            name: np.flatnonzero(split_of == number).astype(np.int32) for number, name in enumerate(manifest["splits"])
+        }
+
+    @classmethod
+    def open(cls, root: str | Path) -> Index:
+        """Map the index under `root`; raises `InputError` if it is absent, damaged, of another format, or if a shard is
+        absent or has another size than when it was indexed. Contents are checked sample by sample when they are read.
+        """
+        root = Path(root)
+        manifest = _manifest(root)
+        again = f"make the index of {root} again with metashard index"
+        try:
+            tables = {name: _table(root / FOLDER / f"{name}.arrow", manifest["files"][name]) for name in TABLES}
+            index = cls(root, manifest, tables)
+            splits = {name: [index.class_names[i] for i in ids] for name, ids in index.splits.items()}
+            expected = fingerprint([shard.sha256 for shard in index.shards], index.class_names, splits)
+            if expected != index.fingerprint or len(index) != manifest["samples"]:
+                raise ValueError("its parts do not belong together")
+        except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
+            raise InputError(f"{root / FOLDER}: index is damaged ({error}); {again}") from None
+        for number, shard in enumerate(index.shards):
+            _check_size(index.path(number), shard.bytes, again)
+        return index
+
+    def __len__(self) -> int:
+        return len(self.shard_of)
+
+    def __reduce__(self):
+        return Index.open, (self.root,)
+
+    def path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.root / self.shards[shard].name
+
+    def postings(self, class_id: int) -> np.ndarray:
+        """The int32 rows of a class's samples, ordered by key."""
+        return self._rows[self._starts[class_id] : self._starts[class_id + 1]]
+
+    def key(self, row: int) -> str:
+        """The key of a sample."""
+        return self._keys[int(row)].as_py()
+
+    def has(self, role: str) -> bool:
+        """Whether any sample has a member of this role: "image", "json" or "mask"."""
+        return role in self._members
+
+    def locate(self, row: int, role: str) -> Location:
+        """Where a member lies; raises `InputError` if the sample has none of this role."""
+        if role not in self._members or (offset := int(self._members[role][0][row])) < 0:
+            raise InputError(f"{self.root}: sample {self.key(row)!r} has no {role} member; use data that has")
+        _, size, crc = self._members[role]
+        return Location(int(self.shard_of[row]), offset, int(size[row]), int(crc[row]))
+
+    def shape(self, row: int) -> tuple[int, int, int]:
+        """(height, width, channels) of a sample's image as stored."""
+        height, width, channels = self._shapes
+        return int(height[row]), int(width[row]), int(channels[row])
+
+
+def fingerprint(shards: Sequence[str], class_names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> str:
+    """The data-set hash: sha256 over the shards' hashes, the class names and the splits."""
+    parts = [FORMAT, list(shards), list(class_names), {name: list(names) for name, names in splits.items()}]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(root: Path) -> dict:
+    path = root / FOLDER / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+        number = manifest["format"]
+    except FileNotFoundError:
+        raise InputError(f"{root}: no index here ({path} is absent); run metashard pack or metashard index") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as a manifest ({error}); run metashard index again") from None
+    if number != FORMAT:
+        raise InputError(f"{path}: format {number!r}, this version reads {FORMAT}; run metashard index again")
+    return manifest
+
+
+def _table(path: Path, expected: dict) -> pa.Table:
+    # The size is compared before mapping: reading past the end of a mapped file kills the process.
+    if (size := path.stat().st_size) != expected["bytes"]:
+        raise ValueError(f"{path.name} has {size} bytes, not {expected['bytes']}")
+    with pa.memory_map(str(path)) as file:
+        table = pa.ipc.open_file(file).read_all()
+    if any(column.num_chunks != 1 for column in table.columns):
+        raise ValueError(f"{path.name} is not one record batch")
+    return table
+
+
+def _view(table: pa.Table, column: str) -> np.ndarray:
+    return table[column].chunk(0).to_numpy(zero_copy_only=True)
+
+
+def _check_size(path: Path, expected: int, again: str) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise InputError(f"{path}: shard cannot be opened ({error.strerror}); bring it back or {again}") from None
+    if size != expected:
+        raise InputError(f"{path}: {size} bytes, the index says {expected}; bring the old file back or {again}")

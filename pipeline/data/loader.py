@@ -1,0 +1,96 @@
+"""Turns draws into tensors, ahead of the step that needs them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pipeline.data.images import resize
+from pipeline.data.sampler import Draw, Sampler, assign
+from pipeline.data.shards import Shards
+from pipeline.episode import Batch, Episode
+from pipeline.errors import InputError
+
+
+class Reader(NamedTuple):
+    """How a draw becomes an episode: where its bytes lie and what is done to every image."""
+
+    shards: Shards
+    invert: bool
+    size: int | None
+
+    def episode(self, draw: Draw) -> Episode:
+        """Inputs are float32 (samples, channels, height, width) in [0, 1]; labels are the order of the drawn classes."""
+        return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
+
+    def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:
+        images = [self._image(int(row), turns) for own, turns in zip(rows, draw.turns, strict=True) for row in own]
+        first = images[0].shape
+        for image, row in zip(images, rows.reshape(-1), strict=True):
+            if image.shape != first:
+                raise InputError(
+                    f"{self.shards.index.root}: sample {self.shards.index.key(int(row))!r} is {image.shape}, others are {first} "
+                    "(height, width, channels); set data.size, or pack with --size and --channels"
+                )
+        inputs = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+        return Batch(1 - inputs if self.invert else inputs, labels)
+
+    def _image(self, row: int, turns: int) -> np.ndarray:
+        image = self.shards.image(row)
+        if self.size is not None and image.shape[:2] != (self.size, self.size):
+            image = resize(image, self.size)
+        return np.rot90(image, turns) if turns else image
+
+
+class Share(NamedTuple):
+    """A rank's part of a meta-batch: numbers of its episodes and the episodes."""
+
+    numbers: list[int]
+    episodes: list[Episode]
+
+
+class Loader:
+    """Reads this rank's episodes of the steps to come in the background; `waited_s` is what the loop waited for them.
+
+    Use it as a context manager: leaving it ends its threads.
+    """
+
+    def __init__(
+        self, sampler: Sampler, reader: Reader, *, batch: int, rank: int, world: int, depth: int = 2, threads: int = 1
+    ):
+        self.sampler, self.reader, self.depth = sampler, reader, depth
+        self.numbers = assign([sampler.shape.cost] * batch, world, lanes=sampler.lanes)[rank]
+        self.waited_s = 0.0
+        self._pending: dict[int, list[Future[Episode]]] = {}
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def share(self, step: int, *, last: int) -> Share:
+        """The episodes of `step`, asking already for those of the next `depth` steps before `last`."""
+        for ahead in range(step, min(step + self.depth + 1, last)):
+            if ahead not in self._pending:
+                self._pending[ahead] = [self._pool.submit(self._read, ahead, number) for number in self.numbers]
+        began = time.perf_counter()
+        episodes = [future.result() for future in self._pending.pop(step)]
+        self.waited_s = time.perf_counter() - began
+        return Share(self.numbers, episodes)
+
+    def _read(self, step: int, number: int) -> Episode:
+        return self.reader.episode(self.sampler.draw(step, number))
+
+
+def frozen(sampler: Sampler, reader: Reader, numbers: Sequence[int]):
+    """Yield (number, episode) of the fixed evaluation episodes: those of step 0 of the sampler's own seed."""
+    for number in numbers:
+        yield number, reader.episode(sampler.draw(0, number))

@@ -1,0 +1,193 @@
+"""From scanned tars to an index: a fragment per tar, then one sorted whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, ShardInfo, fingerprint
+from pipeline.data.scan import MEMBER_FIELDS, SCHEMA, Scan
+from pipeline.data.splits import Splits, check
+from pipeline.errors import InputError
+
+
+class Fragment(NamedTuple):
+    """What is known of one tar: its rows in the tar's order (see `scan.SCHEMA`)."""
+
+    shard: ShardInfo
+    table: pa.Table
+    store: str
+    dtype: str
+    class_field: str
+    modified_ns: int
+    ignored: Mapping[str, int]
+
+
+def fragment_path(root: Path, shard: str) -> Path:
+    """Where the fragment of a tar lies; different tars never share one."""
+    plain = re.sub(r"[^A-Za-z0-9_-]", "_", Path(shard).stem)
+    suffix = "" if f"{plain}.tar" == shard else "-" + hashlib.sha256(shard.encode()).hexdigest()[:12]
+    return root / FOLDER / "fragments" / f"{plain}{suffix}.arrow"
+
+
+def write_fragment(root: Path, shard: str, scanned: Scan, *, class_field: str, modified_ns: int) -> None:
+    """Store a faultless scan, so that this tar is not read again."""
+    assert not scanned.faults and scanned.store
+    meta = {
+        "format": FORMAT,
+        "shard": [shard, scanned.bytes, scanned.table.num_rows, scanned.sha256],
+        "store": scanned.store,
+        "dtype": scanned.dtype,
+        "class_field": class_field,
+        "modified_ns": modified_ns,
+        "ignored": scanned.ignored,
+    }
+    path = fragment_path(root, shard)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_table(path, scanned.table.replace_schema_metadata({"fragment": json.dumps(meta)}))
+
+
+def read_fragment(root: Path, shard: str) -> Fragment | None:
+    """The stored fragment of a tar; None if there is none, or none that this version can read: then scan again."""
+    try:
+        with pa.memory_map(str(fragment_path(root, shard))) as file:
+            table = pa.ipc.open_file(file).read_all()
+        meta = json.loads(table.schema.metadata[b"fragment"])
+        info = ShardInfo(*meta["shard"])
+        sound = meta["format"] == FORMAT and info.name == shard and info.samples == table.num_rows
+        if not sound or not table.schema.equals(SCHEMA):
+            return None
+        return Fragment(
+            info, table, meta["store"], meta["dtype"], meta["class_field"], meta["modified_ns"], meta["ignored"]
+        )
+    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
+        return None
+
+
+def across(fragments: Sequence[Fragment]) -> list[str]:
+    """A line for every fault that only shows between tars: a key in two of them, or images that differ in kind."""
+    return _faults(fragments, *_sorted(fragments))
+
+
+def _faults(fragments: Sequence[Fragment], table: pa.Table, shard_of: np.ndarray) -> list[str]:
+    faults = []
+    first = fragments[0]
+    for other in fragments[1:]:
+        if other.store != first.store:
+            faults.append(
+                f"{other.shard.name}: has {other.store} images, {first.shard.name} {first.store} ones; index them apart"
+            )
+        elif first.store == "raw" and _kind(other) != _kind(first):
+            faults.append(
+                f"{other.shard.name}: raw images are {_kind(other)}, those of {first.shard.name} {_kind(first)}; "
+                "they must be of one size: pack with --size, or with --store encoded"
+            )
+    keys = table["key"]
+    for place in np.flatnonzero(np.asarray(pc.equal(keys[1:], keys[:-1]))).tolist():
+        one, two = sorted(fragments[shard_of[place + i]].shard.name for i in (0, 1))
+        faults.append(f"{two}: key {keys[place].as_py()!r} is also in {one}; keys must be unique")
+    return faults
+
+
+def merge(
+    root: Path, fragments: Sequence[Fragment], *, name: str, splits: Splits, origin: Mapping[str, object]
+) -> Index:
+    """Write the index of these tars under `root` and open it.
+
+    `origin` tells where the splits came from and is stored. Raises `InputError` for what `across` finds and for splits
+    that do not fit the classes. Peak memory is a few times the index's own size (some 100 bytes per sample).
+    """
+    table, shard_of = _sorted(fragments)
+    if faults := _faults(fragments, table, shard_of):
+        more = f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""
+        raise InputError(faults[0] + more)
+    names = sorted(pc.unique(table["label"]).to_pylist())
+    check(splits, names, str(root))
+    class_of = np.asarray(pc.index_in(table["label"], value_set=pa.array(names, pa.large_string())))
+    roles = [role for role in ROLES if pc.any(pc.greater_equal(table[f"{role}_offset"], 0)).as_py()]
+    absent = [f"{role}_{part}" for role in ROLES if role not in roles for part in MEMBER_FIELDS]
+    samples = table.drop_columns(["label", *absent])
+    samples = samples.append_column("class", pa.array(class_of)).append_column("shard", pa.array(shard_of))
+    tables = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {kind: _write_table(folder / f"{kind}.arrow", part) for kind, part in tables.items()}
+    ignored: dict[str, int] = {}
+    for fragment in fragments:
+        for extension, count in fragment.ignored.items():
+            ignored[extension] = ignored.get(extension, 0) + count
+    shards = [fragment.shard for fragment in fragments]
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "fingerprint": fingerprint([s.sha256 for s in shards], names, {k: sorted(v) for k, v in splits.items()}),
+        "store": fragments[0].store,
+        "dtype": fragments[0].dtype,
+        "samples": table.num_rows,
+        "class_field": fragments[0].class_field,
+        "roles": roles,
+        "splits": list(splits),
+        "origin": dict(origin),
+        "ignored": ignored,
+        "files": files,
+        "shards": [{"name": s.name, "bytes": s.bytes, "samples": s.samples, "sha256": s.sha256} for s in shards],
+    }
+    write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
+    return Index.open(root)
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file as a whole: after a crash there is the old one or the new one."""
+    temporary = path.with_name(f".{path.name}.part")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _classes(class_of: np.ndarray, names: list[str], splits: Splits) -> tuple[pa.Table, pa.Table]:
+    """The tables postings and classes. An image's label counts as one instance that covers all of the image."""
+    rows = np.argsort(class_of, kind="stable").astype(np.int32)
+    postings = {"row": rows, "instances": np.ones(len(rows), np.int32), "area": np.ones(len(rows), np.float32)}
+    counts = np.bincount(class_of, minlength=len(names))
+    number = {name: split for split, members in enumerate(splits.values()) for name in members}
+    classes = {
+        "name": names,
+        "start": np.cumsum(counts) - counts,
+        "split": np.array([number.get(name, -1) for name in names], np.int32),
+    }
+    return pa.table(postings), pa.table(classes)
+
+
+def _sorted(fragments: Sequence[Fragment]) -> tuple[pa.Table, np.ndarray]:
+    """All rows ordered by key, and the shard number of each."""
+    table = pa.concat_tables([fragment.table for fragment in fragments]).replace_schema_metadata(None).combine_chunks()
+    shard_of = np.repeat(np.arange(len(fragments), dtype=np.int32), [f.table.num_rows for f in fragments])
+    order = pc.sort_indices(table["key"])
+    return table.take(order), shard_of[np.asarray(order)]
+
+
+def _kind(fragment: Fragment) -> tuple:
+    return (*(fragment.table[axis][0].as_py() for axis in ("height", "width", "channels")), fragment.dtype)
+
+
+def _write_table(path: Path, table: pa.Table) -> dict:
+    temporary = path.with_name(f".{path.name}.part")
+    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    os.replace(temporary, path)
+    return {"bytes": size, "sha256": digest}

@@ -1,0 +1,158 @@
+"""Which samples make up an episode: a pure function of (index, sampler settings, seed, step, episode number)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.data.index import Index
+from pipeline.errors import InputError
+from pipeline.noise import Noise, Purpose
+
+QUARTER_TURNS = 4
+
+
+class Draw(NamedTuple):
+    """An episode before anything is read: sample rows by class, support (ways, shots), query (ways, queries)."""
+
+    classes: tuple[int, ...]
+    turns: tuple[int, ...]
+    support: np.ndarray
+    query: np.ndarray
+
+
+class Shape(NamedTuple):
+    """How large an episode is: classes, support samples per class, query samples per class."""
+
+    ways: int
+    shots: int
+    queries: int
+
+    @property
+    def cost(self) -> int:
+        """Samples to be read and pushed through the model, the measure by which episodes are shared out."""
+        return self.ways * (self.shots + self.queries)
+
+
+class Pool(NamedTuple):
+    """What an episode may draw from: class ids, and the sample rows of class `i` at rows[starts[i]:starts[i + 1]]."""
+
+    classes: np.ndarray
+    rows: np.ndarray
+    starts: np.ndarray
+
+
+class Sampler:
+    """Draws fixed way/shot episodes from one split of an index.
+
+    `turns` makes every class four, one per quarter turn (Santoro et al. 2016, section 4.1; Vinyals' Omniglot split).
+    With `lanes` > 1, episode n draws only from the shards of lane n mod lanes, dealt anew every `deal_every` steps, so that a
+    node needs only the shards of its own lanes.
+    """
+
+    def __init__(
+        self, index: Index, split: str, shape: Shape, *, seed: int, turns: bool, lanes: int = 1, deal_every: int = 1000
+    ):
+        if split not in index.splits:
+            raise InputError(f"{index.root} has no split {split!r}; it has {', '.join(sorted(index.splits))}")
+        self.index, self.split, self.shape = index, split, shape
+        self.seed, self.lanes, self.deal_every = seed, lanes, deal_every
+        self.turns = QUARTER_TURNS if turns else 1
+        self.classes = np.asarray(index.splits[split])
+        self._check()
+        self._lane_pool = lru_cache(maxsize=8)(self._deal)
+
+    def _check(self) -> None:
+        ways, needed = self.shape.ways, self.shape.shots + self.shape.queries
+        counts = self.index.counts[self.classes]
+        short = self.classes[counts < needed]
+        where = f"split {self.split!r} of {self.index.root}"
+        if len(short):
+            name, count = self.index.class_names[int(short[0])], int(self.index.counts[int(short[0])])
+            raise InputError(
+                f"{where}: {len(short)} classes have fewer than shots + queries = {needed} samples, "
+                f"first {name!r} with {count}; lower shots or queries, or leave those classes out of the split"
+            )
+        if len(self.classes) * self.turns < ways:
+            raise InputError(
+                f"{where} has {len(self.classes) * self.turns} classes, fewer than ways = {ways}; lower ways"
+            )
+        if self.lanes > len(self.index.shards):
+            raise InputError(f"data.lanes = {self.lanes} is more than the {len(self.index.shards)} shards; lower it")
+
+    def draw(self, step: int, number: int) -> Draw:
+        """The episode `number` of meta-step `step`.
+
+        Raises:
+            InputError: the episode's lane holds too few classes with enough samples.
+        """
+        ways, shots, queries = self.shape
+        noise = Noise(self.seed, Purpose.EPISODE, zlib.crc32(self.split.encode()), step, number)
+        pool = None if self.lanes == 1 else self._lane_pool(number % self.lanes, step // self.deal_every)
+        candidates = self.classes if pool is None else pool.classes
+        chosen = noise.subset(len(candidates) * self.turns, ways)
+        rows = np.empty((ways, shots + queries), np.int64)
+        for way, pick in enumerate(chosen):
+            position = pick // self.turns
+            own = (
+                self.index.postings(int(candidates[position]))
+                if pool is None
+                else pool.rows[pool.starts[position] : pool.starts[position + 1]]
+            )
+            rows[way] = own[noise.subset(len(own), shots + queries)]
+        classes = tuple(int(candidates[pick // self.turns]) for pick in chosen)
+        return Draw(classes, tuple(pick % self.turns for pick in chosen), rows[:, :shots], rows[:, shots:])
+
+    def _deal(self, lane: int, epoch: int) -> Pool:
+        """The classes and rows that the shards of one lane hold, with enough samples for an episode."""
+        order = Noise(self.seed, Purpose.DEAL, epoch).shuffled(list(range(len(self.index.shards))))
+        mine = np.zeros(len(order), bool)
+        mine[order[lane :: self.lanes]] = True
+        needed = self.shape.shots + self.shape.queries
+        classes, rows = [], []
+        for class_id in self.classes:
+            own = self.index.postings(int(class_id))
+            own = own[mine[self.index.shard_of[own]]]
+            if len(own) >= needed:
+                classes.append(class_id)
+                rows.append(own)
+        if len(classes) * self.turns < self.shape.ways:
+            raise InputError(
+                f"data.lanes = {self.lanes}: the {int(mine.sum())} shards of a lane hold only {len(classes)} classes of split "
+                f"{self.split!r} with {needed} samples; lower data.lanes or pack into smaller shards"
+            )
+        starts = np.cumsum([0, *(len(own) for own in rows)])
+        return Pool(np.asarray(classes), np.concatenate(rows), starts)
+
+
+def assign(costs: Sequence[float], world: int, *, lanes: int = 1) -> list[list[int]]:
+    """Which episode numbers each rank takes: the costliest first, each to the rank with the least to do.
+
+    With lanes, a whole lane goes to one rank. No rank is left without an episode.
+
+    Raises:
+        InputError: there are fewer episodes, or fewer lanes (other than 1), than ranks.
+    """
+    if len(costs) < world:
+        raise InputError(
+            f"meta.batch = {len(costs)} is smaller than workers.count = {world}; raise the one or lower the other"
+        )
+    if 1 < lanes < world:
+        raise InputError(
+            f"data.lanes = {lanes} is smaller than workers.count = {world}; raise the one or lower the other"
+        )
+    shares: list[list[int]] = [[] for _ in range(world)]
+    if lanes > 1:
+        for number in range(len(costs)):
+            shares[number % lanes % world].append(number)
+        return shares
+    load = [0.0] * world
+    for number in sorted(range(len(costs)), key=lambda n: (-costs[n], n)):
+        rank = min(range(world), key=lambda r: (load[r], r))
+        load[rank] += costs[number]
+        shares[rank].append(number)
+    return [sorted(share) for share in shares]

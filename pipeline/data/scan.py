@@ -1,0 +1,237 @@
+"""What one tar holds: a row for every sound sample, a line for every fault."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.data import images
+from pipeline.data.index import ROLES
+from pipeline.data.tar import Member, Walk
+from pipeline.errors import InputError
+
+PICKLES = frozenset("pkl pickle pyd pyc pt pth ckpt joblib dill cpkl".split())
+"""Extensions that readers answer by running code from the file."""
+
+MEMBER_FIELDS = {"offset": pa.int64(), "size": pa.int32(), "crc": pa.uint32()}
+SCHEMA = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("label", pa.large_string()),
+        *((axis, pa.int32()) for axis in ("height", "width", "channels")),
+        *((f"{role}_{part}", kind) for role in ROLES for part, kind in MEMBER_FIELDS.items()),
+    ]
+)
+"""One row per sample of a tar, in the tar's order; offset -1 where it has no such member."""
+
+_ABSENT = (-1, 0, 0)
+_LARGEST = 2**31 - 1
+_NAME = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
+_NPY = re.compile(
+    r"\{\s*'descr':\s*'(?P<descr>[<>|=][buif]\d\d?)',\s*'fortran_order':\s*(?P<fortran>True|False),"
+    r"\s*'shape':\s*\((?P<shape>[\d, ]{1,80})\),?\s*\}\s*",
+    re.ASCII,
+)
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class Scan(NamedTuple):
+    """A scanned tar: `store` and `dtype` are None if it has no sound sample; `ignored` counts members by extension."""
+
+    table: pa.Table
+    faults: list[str]
+    bytes: int
+    sha256: str
+    store: str | None
+    dtype: str | None
+    ignored: dict[str, int]
+
+
+class _Picture(NamedTuple):
+    store: str
+    dtype: str
+    shape: tuple[int, int, int]
+
+
+def scan(path: Path, *, class_field: str) -> Scan:
+    """Walk a tar, check every member and decode every image. A sample's class is what its member of the extension
+    `class_field` says, else its JSON's field of that name, else its `cls` member. Raises `InputError` if unreadable."""
+    scanner = _Scanner(path.name, class_field)
+    walk = Walk(path, scanner.wanted)
+    try:
+        for member in walk:
+            scanner.add(member)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable tar") from None
+    scanner.finish()
+    columns = list(zip(*scanner.rows, strict=True)) or [[] for _ in SCHEMA]
+    table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+    picture = scanner.first[1] if scanner.first else None
+    return Scan(
+        table, walk.faults + scanner.faults, walk.size, walk.sha256,
+        picture.store if picture else None, picture.dtype if picture else None, dict(scanner.ignored),
+    )  # fmt: skip
+
+
+class _Scanner:
+    """Gathers members into samples."""
+
+    def __init__(self, shard: str, class_field: str):
+        self.shard, self.class_field = shard, class_field
+        self.rows: list[tuple] = []
+        self.faults: list[str] = []
+        self.ignored: Counter[str] = Counter()
+        self.first: tuple[str, _Picture] | None = None
+        self._key = ""
+        self._parts: dict[str, Member] = {}
+        self._seen: dict[str, set[str]] = {}
+
+    def wanted(self, name: str) -> bool:
+        """Whether a member is looked into; pickles never are."""
+        match = _NAME.fullmatch(name)
+        return bool(match) and (_role(extension := match[2].lower()) or extension in (self.class_field, "cls"))
+
+    def add(self, member: Member) -> None:
+        """Take the next member."""
+        match = _NAME.fullmatch(member.name)
+        if _META.match(member.name):
+            self.ignored["__meta__"] += 1
+        elif match is None:
+            self._fault(f"member {member.name!r} is no KEY.EXTENSION, so readers pass over it; rename or remove it")
+        elif PICKLES.intersection(match[2].lower().split(".")):
+            self._fault(f"member {member.name!r} is a pickle, which could run code, and is not opened; remove it")
+        else:
+            self._gather(match[1], match[2].lower(), member)
+
+    def _gather(self, key: str, extension: str, member: Member) -> None:
+        seen = self._seen.setdefault(key, set())
+        if extension in seen:
+            self._fault(f"member {member.name!r} occurs twice; keys must be unique")
+            return
+        if key != self._key:
+            if seen:
+                self._fault(f"the members of sample {key!r} are not adjacent ({member.name!r} lies apart)")
+                seen.add(extension)
+                return
+            self.finish()
+            self._key, self._parts = key, {}
+        seen.add(extension)
+        self._parts[extension] = member
+
+    def finish(self) -> None:
+        """Turn the members gathered so far into a row."""
+        if not self._parts:
+            return
+        roles: dict[str, Member] = {}
+        try:
+            for extension, member in self._parts.items():
+                role = _role(extension)
+                if role in roles:
+                    raise InputError(f"has two {role} members, {roles[role].name!r} and {member.name!r}")
+                if role:
+                    if not 0 < member.size <= _LARGEST:
+                        raise InputError(f"{member.name!r} has {member.size} bytes")
+                    roles[role] = member
+                elif extension not in (self.class_field, "cls"):
+                    self.ignored[extension] += 1
+            if "image" not in roles:
+                raise InputError(f"has no image member, only {', '.join(sorted(self._parts))}")
+            self._row(roles)
+        except InputError as error:
+            self._fault(f"sample {self._key!r} {error}")
+        self._parts = {}
+
+    def _row(self, roles: dict[str, Member]) -> None:
+        label = self._label(roles)
+        picture = _picture(roles["image"])
+        if "mask" in roles:
+            mask = images.decode_mask(roles["mask"].data, roles["mask"].name)
+            if mask.shape != picture.shape[:2]:
+                raise InputError(f"has a mask of {mask.shape} (height, width) for an image of {picture.shape[:2]}")
+        first_key, first = self.first = self.first or (self._key, picture)
+        if picture.store != first.store:
+            raise InputError(f"has a {picture.store} image, {first_key!r} a {first.store} one; pack them apart")
+        if picture.store == "raw" and picture != first:
+            raise InputError(
+                f"is {picture.shape} {picture.dtype}, {first_key!r} is {first.shape} {first.dtype}; "
+                "raw images must be of one size: pack with --size, or with --store encoded"
+            )
+        members = [(m.offset, m.size, zlib.crc32(m.data)) if (m := roles.get(r)) else _ABSENT for r in ROLES]
+        self.rows.append((self._key, label, *picture.shape, *(number for member in members for number in member)))
+
+    def _label(self, roles: dict[str, Member]) -> str:
+        fields = _fields(roles["json"]) if "json" in roles else {}
+        if member := self._parts.get(self.class_field):
+            label: object = _text(member)
+        elif self.class_field in fields:
+            label = fields[self.class_field]
+        elif "cls" in self._parts:
+            label = _text(self._parts["cls"])
+        else:
+            known = ", ".join([*sorted(fields), *sorted(self._parts)])
+            raise InputError(f"has no {self.class_field!r}; give --class-field, one of {known}")
+        if isinstance(label, bool) or not isinstance(label, str | int):
+            raise InputError(f"has class {label!r}; a class is a text or a whole number")
+        if not (label := str(label)) or not label.isprintable() or label != label.strip():
+            raise InputError(f"has class {label!r}; a class name is one line without blanks at its ends")
+        return label
+
+    def _fault(self, what: str) -> None:
+        self.faults.append(f"{self.shard}: {what}")
+
+
+def _role(extension: str) -> str | None:
+    if extension in images.EXTENSIONS or extension == "npy":
+        return "image"
+    return {"json": "json", "mask.png": "mask"}.get(extension)
+
+
+def _picture(member: Member) -> _Picture:
+    if not member.name.lower().endswith(".npy"):
+        return _Picture("encoded", "|u1", images.decode(member.data, repr(member.name)).shape)
+    try:
+        return _npy(member.data)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{member.name!r} is no npy array of numbers: {error}") from None
+
+
+def _npy(data: bytes) -> _Picture:
+    """Read an npy header (NumPy enhancement proposal 1) by pattern, not as the Python expression it is."""
+    wide = data[6:7] != b"\1"
+    start = 12 if wide else 10
+    end = start + int.from_bytes(data[8:start], "little")
+    header = _NPY.fullmatch(data[start:end].decode("latin-1"))
+    if not data.startswith((b"\x93NUMPY\1\0", b"\x93NUMPY\2\0")) or header is None:
+        raise ValueError(f"its header is {data[:80]!r}")
+    dtype = np.dtype(header["descr"])
+    shape = tuple(int(length) for length in header["shape"].replace(",", " ").split())
+    if header["fortran"] == "True" or len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"shape {shape} is not (height, width, channels) in C order")
+    if end + math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"{len(data)} bytes do not fit shape {shape} of {dtype}")
+    return _Picture("raw", dtype.str, (*shape, 1)[:3])
+
+
+def _text(member: Member) -> str:
+    try:
+        return member.data.decode().strip()
+    except UnicodeDecodeError:
+        raise InputError(f"has a class in {member.name!r} that is not UTF-8") from None
+
+
+def _fields(member: Member) -> dict:
+    try:
+        fields = json.loads(member.data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"has damaged JSON in {member.name!r}: {error}") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"has JSON in {member.name!r} that is no object with fields")
+    return fields

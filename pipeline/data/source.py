@@ -1,0 +1,51 @@
+"""What an importer yields: the samples of a data set before they are packed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled image, read only when it is packed.
+
+    `key` is unique in the data set and made of [A-Za-z0-9_/-]: WebDataset readers cut names at the first dot.
+    `image` gives an encoded file's bytes, of the kind `extension` ("png" or "jpg") says, or a
+    (height, width, channels) array; `mask` gives (height, width) uint8. `meta` is added to the sample's JSON.
+    """
+
+    key: str
+    label: str
+    image: Callable[[], bytes | np.ndarray]
+    extension: str = "png"
+    mask: Callable[[], np.ndarray] | None = None
+    meta: Mapping = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its importer found it: samples in any order; class names by split, if its layout has splits."""
+
+    name: str
+    samples: Sequence[Sample]
+    splits: Mapping[str, Sequence[str]]
+
+
+def keys_of(paths: Sequence[str]) -> list[str]:
+    """A key for each relative file path: the path without its extension, with `_` for what a key cannot hold.
+
+    Paths that would meet in one key (`a b.png` and `a_b.png`, `a.png` and `a.jpg`) all get a hash of their path added.
+    """
+    plain = [re.sub(r"[^A-Za-z0-9_/-]", "_", str(PurePosixPath(path).with_suffix(""))) for path in paths]
+    users = Counter(plain)
+    return [
+        key if users[key] == 1 else f"{key}-{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+        for key, path in zip(plain, paths, strict=True)
+    ]

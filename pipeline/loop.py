@@ -1,0 +1,217 @@
+"""The outer loop: meta-steps, and when to validate, save and stop. All ranks decide together (law 9)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from pipeline import ranks
+from pipeline.engine import Engine, chunks
+from pipeline.episode import Episode
+from pipeline.judging import Score
+
+
+class Diverged(RuntimeError):
+    """Too many meta-steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class Progress:
+    """Where a run is; all of it is in the checkpoint."""
+
+    step: int = 0
+    """Meta-steps done."""
+    best: float = float("-inf")
+    best_step: int = 0
+    stale: int = 0
+    """Validations since the best one."""
+    skipped: int = 0
+    skipped_in_row: int = 0
+    stopped: str = ""
+    """Why the run ended before its last step, if it did."""
+
+    def state(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Budget(NamedTuple):
+    """How long to train and how often to look."""
+
+    steps: int
+    batch: int
+    clip: float
+    skip_limit: int
+    validate_every: int
+    patience: int
+    checkpoint_every: int
+
+
+class Feed(Protocol):
+    """Where this rank's episodes of a step come from."""
+
+    waited_s: float
+
+    def share(self, step: int, *, last: int) -> Any: ...
+
+
+class Hooks(NamedTuple):
+    """What the loop asks of its surroundings; all ranks call each of them at the same steps."""
+
+    place: Callable[[Episode], Episode]
+    rate: Callable[[int], float]
+    validate: Callable[[], Score]
+    record: Callable[[int, dict[str, float]], None]
+    save: Callable[[Progress], None]
+    stop_asked: Callable[[], bool]
+
+
+class StepSums(NamedTuple):
+    """Sums over this rank's episodes of one step."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    statistics: dict[str, tuple[Tensor, Tensor]]
+    forward_s: float
+
+
+def wrap(engine: Engine) -> nn.Module:
+    """The engine under DDP where there are several ranks, its buckets settled by one backward without loss."""
+    if ranks.world() == 1:
+        return engine
+    module = DistributedDataParallel(engine)
+    module([]).loss.backward()
+    engine.zero_grad(set_to_none=True)
+    return module
+
+
+def meta_step(module: nn.Module, engine: Engine, episodes: Sequence[Episode], *, scale: float) -> StepSums:
+    """Backward through all episodes of this rank; gradients are reduced over the ranks in the last chunk's backward.
+
+    `scale` = ranks / meta-batch: DDP averages over ranks, so that the result is the mean over the meta-batch
+    however unevenly its episodes are shared out (law 2).
+    """
+    parts = chunks(episodes, engine.plan)
+    outcomes, forward_s = [], 0.0
+    for number, part in enumerate(parts, 1):
+        is_last = number == len(parts)
+        # All but the last backward stay local: the last one all-reduces the sum of them.
+        with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else nullcontext():
+            began = time.perf_counter()
+            outcome = module(part)
+            forward_s += time.perf_counter() - began
+            (outcome.loss * scale).backward()
+        outcomes.append(torch.utils._pytree.tree_map(torch.Tensor.detach, outcome))
+    total = torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors).sum(0), *outcomes)
+    return StepSums(*total, forward_s)
+
+
+def meta_train(
+    engine: Engine,
+    optimizer: Optimizer,
+    feed: Feed,
+    *,
+    budget: Budget,
+    hooks: Hooks,
+    progress: Progress,
+    device: torch.device,
+) -> Progress:
+    """Train from `progress.step` to the last step, or until patience ends or somebody asks to stop.
+
+    Raises:
+        Diverged: `budget.skip_limit` steps in a row were not finite.
+    """
+    module = wrap(engine)
+    while progress.step < budget.steps and not progress.stopped:
+        began = time.perf_counter()
+        share = feed.share(progress.step, last=budget.steps)
+        waited_s = feed.waited_s
+        for group in optimizer.param_groups:
+            group["lr"] = hooks.rate(progress.step)
+        optimizer.zero_grad(set_to_none=True)
+        episodes = [hooks.place(episode) for episode in share.episodes]
+        sums = meta_step(module, engine, episodes, scale=ranks.world() / budget.batch)
+        norm = clip_grad_norm_(engine.parameters(), budget.clip).item()
+        told = [float(hooks.stop_asked()), waited_s, sums.forward_s, sums.loss.item()]
+        table = ranks.gather([*told, *(value.item() for value in sums.metrics.values())], device)
+        totals = table.sum(0).tolist()
+        _update(engine, optimizer, sums, budget, progress, finite=all(map(_finite, (norm, totals[3]))), norm=norm)
+        progress.step += 1
+        step_s = time.perf_counter() - began
+        hooks.record(
+            progress.step,
+            {
+                "train/loss": totals[3] / budget.batch,
+                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[4:], strict=True)},
+                "train/gradient_norm": norm,
+                "train/rate": optimizer.param_groups[0]["lr"],
+                "train/skipped": float(progress.skipped),
+                "time/step_s": step_s,
+                "time/episodes_per_s": budget.batch / step_s,
+                "time/data_wait_share": table[:, 1].max().item() / step_s,
+                "time/rank_spread": (table[:, 2].max() / table[:, 2].min()).item(),
+            },
+        )
+        if totals[0]:
+            progress.stopped = "asked to stop"
+        _look(budget, hooks, progress)
+    return progress
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
+
+
+def _update(
+    engine: Engine,
+    optimizer: Optimizer,
+    sums: StepSums,
+    budget: Budget,
+    progress: Progress,
+    *,
+    finite: bool,
+    norm: float,
+) -> None:
+    """Step, or skip it on all ranks when the reduced loss or gradient is not finite."""
+    if not finite:
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        if progress.skipped_in_row >= budget.skip_limit:
+            raise Diverged(
+                f"the loss or the gradient (norm {norm}) was not finite in {progress.skipped_in_row} meta-steps in a row, up to "
+                f"step {progress.step}; lower meta.optimizer.lr or the inner rate, or resume from an earlier checkpoint"
+            )
+        return
+    progress.skipped_in_row = 0
+    optimizer.step()
+    if sums.statistics:
+        flat = torch.cat([tensor for pair in sums.statistics.values() for tensor in pair])
+        mean = ranks.add(flat.double()) / budget.batch
+        parts = iter(mean.split([tensor.numel() for pair in sums.statistics.values() for tensor in pair]))
+        engine.learner.absorb({layer: (next(parts), next(parts)) for layer in sums.statistics})
+
+
+def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:
+    """Validate and save when it is time, and at the end."""
+    at_end = progress.step == budget.steps or bool(progress.stopped)
+    if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
+        score = hooks.validate()
+        if score.mean > progress.best:
+            progress.best, progress.best_step, progress.stale = score.mean, progress.step, 0
+        else:
+            progress.stale += 1
+        hooks.record(progress.step, {"validation/score": score.mean, "validation/interval": score.interval})
+        if budget.patience and progress.stale >= budget.patience:
+            progress.stopped, at_end = f"no better validation in {progress.stale}", True
+        # The best must be on disk before a worse one can follow.
+        at_end = at_end or progress.best_step == progress.step
+    if at_end or progress.step % budget.checkpoint_every == 0:
+        hooks.save(progress)

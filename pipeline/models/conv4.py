@@ -1,0 +1,51 @@
+"""The four-block convolutional encoder of the few-shot literature (Vinyals et al. 2016; Finn et al. 2017, section 5.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.norm import Norm, Normalise, by_batch
+
+BLOCKS = 4
+
+
+class Conv4(nn.Module):
+    """4 × [3×3 convolution, norm, ReLU, downsample by 2], then the features of the last map.
+
+    `downsample`: "stride" in the convolution (MAML on Omniglot) or "max_pool" (everything else).
+    `features`: "mean" over the last map's pixels, or "flatten" it; `size` is the side of the square input, pixels.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        width: int,
+        size: int,
+        downsample: Literal["stride", "max_pool"],
+        features: Literal["mean", "flatten"],
+    ):
+        super().__init__()
+        self.stride = 2 if downsample == "stride" else 1
+        self.flatten = features == "flatten"
+        # A convolution before a norm needs no bias: the norm subtracts it.
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels if block == 0 else width, width, 3, self.stride, padding=1, bias=False)
+            for block in range(BLOCKS)
+        )
+        self.norms = nn.ModuleList(Norm(f"block{block}", width) for block in range(BLOCKS))
+        for _ in range(BLOCKS):
+            size = (size + 1) // 2 if self.stride == 2 else size // 2
+        self.features = width * size**2 if self.flatten else width
+
+    def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
+        """(samples, channels, height, width) -> (samples, features)"""
+        x = images
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.relu(norm(conv(x), normalise))
+            if self.stride == 1:
+                x = F.max_pool2d(x, 2)
+        return x.flatten(1) if self.flatten else x.mean((2, 3))
