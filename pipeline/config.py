@@ -197,6 +197,8 @@ class TrackingConfig(Config):
     """MLflow tracking URI; empty: sqlite under `runs`."""
     experiment: str = "metashard"
     log_every: PositiveInt = 1
+    flush_s: PositiveFloat = 30.0
+    """How long the end of a run waits for MLflow; `metashard sync` sends what is left."""
 
 
 class RunConfig(Config):

@@ -19,6 +19,8 @@ from pipeline.engine import Engine, chunks
 from pipeline.episode import Episode
 from pipeline.judging import Score
 
+ASKED = "asked to stop"
+
 
 class Diverged(RuntimeError):
     """Too many meta-steps in a row had a loss or gradient that is not finite."""
@@ -161,7 +163,7 @@ def meta_train(
             },
         )
         if totals[0]:
-            progress.stopped = "asked to stop"
+            progress.stopped = ASKED
         _look(budget, hooks, progress)
     return progress
 

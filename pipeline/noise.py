@@ -76,5 +76,9 @@ class Noise:
         return items
 
     def words(self, count: int) -> np.ndarray:
-        """`count` fresh words as uint64, for noise by the array; independent of the words drawn one by one."""
-        return self._bits.jumped().random_raw(count)
+        """The next `count` words as a uint64 array, for noise by the array.
+
+        They follow the last block taken by `word()`, whose rest stays there: a stream is still a pure function of its key
+        and the order of calls.
+        """
+        return self._bits.random_raw(count)

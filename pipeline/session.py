@@ -8,8 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-
 from pipeline.errors import InputError
 
 
@@ -27,6 +25,8 @@ def connected(workers: int) -> Iterator[None]:
     Raises:
         InputError: the cluster has fewer CPUs than workers, so that training would wait for ever.
     """
+    import ray  # takes a second, which a run in one process need not pay
+
     if ray.is_initialized():
         _check(workers)
         yield
@@ -49,6 +49,8 @@ def connected(workers: int) -> Iterator[None]:
 
 
 def _check(workers: int) -> None:
+    import ray
+
     have = int(ray.cluster_resources().get("CPU", 0))
     if workers > have:
         raise InputError(f"workers.count = {workers}, but the cluster has {have} CPUs; lower it or add nodes")
@@ -56,6 +58,8 @@ def _check(workers: int) -> None:
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:
     """`function(*call)` for every call, as Ray tasks of one CPU each; results in the order of the calls."""
+    import ray
+
     with connected(workers):
         remote = ray.remote(num_cpus=1, max_retries=2)(function)
         try:

@@ -3,41 +3,86 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import yaml
 
-from pipeline import build
+from pipeline import build, checkpoint, tracking
 from pipeline.build import MakeLearner
-from pipeline.config import FREE, RunConfig, differences, dump, parse
+from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
+from pipeline.config import RunConfig, differences, dump
 from pipeline.data.index import Index
 from pipeline.data.sampler import assign
 from pipeline.errors import InputError
+from pipeline.loop import ASKED
+from pipeline.session import connected
 from pipeline.worker import Job, work
 
+CONFIG_FILE = "config.yaml"
 
-def fit(config: RunConfig, *, resume: Path | None = None, make_learner: MakeLearner = build.learner) -> Path:
-    """Train; returns the run's folder, which holds config, checkpoints, spool.
+
+class Finished(NamedTuple):
+    """A run that ended: its folder, its results as JSON values, and what to tell a person."""
+
+    folder: Path
+    result: dict[str, Any]
+    text: str
+
+
+Watch = Callable[[Path, int], AbstractContextManager[None]]
+"""Shows the progress of (run folder, meta-steps) while the block runs."""
+
+
+def fit(
+    config: RunConfig,
+    *,
+    resume: Path | None = None,
+    make_learner: MakeLearner = build.learner,
+    watch: Watch = lambda folder, steps: nullcontext(),
+) -> Finished:
+    """Train, then evaluate the best checkpoint; all of it in the run's folder and in MLflow.
 
     `make_learner(config, index)` brings a learner of one's own.
 
     Raises:
-        InputError: the config, the data or the checkpoint to resume from does not fit; nothing was started.
+        InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
-    check(config, make_learner)
-    run = new_run(config) if resume is None else resumed_run(config, resume)
-    job = Job(dump(config), str(run.absolute()), make_learner)
-    if config.workers.count == 1 and config.workers.ray == "auto":
-        work(job, device=torch.device("cuda" if torch.cuda.is_available() else "cpu"), report=lambda metrics: None)
-    else:
-        _on_ray(job, config)
-    return run
+    index = check(config, make_learner)
+    uri = config.tracking.uri or tracking.default_uri(config.runs)
+    folder = new_run(config) if resume is None else resumed_run(config, resume)
+    job = Job(dump(config), str(folder.absolute()), make_learner)
+    is_alone = config.workers.count == 1 and config.workers.ray == "auto"
+    with only_driver(folder), nullcontext() if is_alone else connected(config.workers.count):
+        tell_start(folder, config, index)
+        sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
+        sender.start()
+        status = "FAILED"
+        try:
+            with watch(folder, config.meta.steps):
+                if is_alone:
+                    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+                    work(job, device=device, report=lambda metrics: None)
+                else:
+                    _on_ray(job, config)
+            newest, _ = checkpoint.latest(folder / "checkpoints")
+            if newest.state["stopped"] == ASKED:
+                status = "KILLED"
+                return Finished(folder, {}, stopped_text(folder, newest.step))
+            result = conclude(folder, config, index, make_learner)
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            tell_end(folder, status)
+            is_sent = sender.stop(config.tracking.flush_s)
+    return Finished(folder, result, finished_text(folder, result, uri, is_sent=is_sent))
 
 
 def check(config: RunConfig, make_learner: MakeLearner = build.learner) -> Index:
@@ -58,7 +103,7 @@ def new_run(config: RunConfig) -> Path:
     run = config.runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     try:
         (run / "checkpoints").mkdir(parents=True)
-        (run / "config.json").write_text(json.dumps(dump(config), indent=1))
+        (run / CONFIG_FILE).write_text(yaml.safe_dump(dump(config), sort_keys=False))
     except OSError as error:
         raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
     return run
@@ -71,20 +116,14 @@ def resumed_run(config: RunConfig, run: Path) -> Path:
         InputError: it is not a run, or its config differs; the differences are named.
     """
     try:
-        stored = json.loads((run / "config.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        stored = yaml.safe_load((run / CONFIG_FILE).read_text())
+    except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--resume {run}: not a run's folder ({error}); `metashard runs` lists them") from error
     if changed := differences(stored, dump(config)):
         raise InputError(
             f"--resume {run}: its config is another one: {'; '.join(changed)}; undo that, or start a new run"
         )
     return run
-
-
-def stored_config(run: Path, overrides: dict[str, Any]) -> RunConfig:
-    """The config that a run was started with; `overrides` replaces whole sections among those that may change."""
-    tree = json.loads((run / "config.json").read_text())
-    return parse({**tree, **{key: value for key, value in overrides.items() if key in FREE}}, str(run / "config.json"))
 
 
 @contextmanager
@@ -113,28 +152,24 @@ def _on_ray(job: Job, config: RunConfig) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from pipeline.session import connected
-
-    with connected(config.workers.count):
-        trainer = TorchTrainer(
-            _ray_worker,
-            train_loop_config={"job": job},
-            torch_config=TorchConfig(timeout_s=config.workers.step_timeout_s),
-            scaling_config=ScalingConfig(
-                num_workers=config.workers.count, use_gpu=ray.cluster_resources().get("GPU", 0) >= config.workers.count
-            ),
-            run_config=RayRunConfig(
-                # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
-                name=f"ray-{secrets.token_hex(4)}",
-                storage_path=str(job.folder / "ray"),
-                failure_config=FailureConfig(max_failures=config.workers.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-        except TrainingFailedError as error:
-            causes = list(getattr(error, "worker_failures", {}).values())
-            for cause in causes:
-                if isinstance(cause, InputError) or type(cause).__name__ == "InputError":
-                    raise InputError(str(cause)) from error
-            raise
+    trainer = TorchTrainer(
+        _ray_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(timeout_s=config.workers.step_timeout_s),
+        scaling_config=ScalingConfig(
+            num_workers=config.workers.count, use_gpu=ray.cluster_resources().get("GPU", 0) >= config.workers.count
+        ),
+        run_config=RayRunConfig(
+            # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
+            name=f"ray-{secrets.token_hex(4)}",
+            storage_path=str(job.folder / "ray"),
+            failure_config=FailureConfig(max_failures=config.workers.max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, InputError):
+                raise InputError(str(failure)) from error
+        raise

@@ -24,6 +24,7 @@ FORMAT = 1
 FOLDER = "index"
 TABLES = ("samples", "postings", "classes")
 ROLES = ("image", "json", "mask")
+_AGAIN = "make it again with metashard index"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,16 @@ class Index:
         """Map the index under `root`; raises `InputError` if it is absent, damaged, of another format, or if a shard is
         absent or has another size than when it was indexed. Contents are checked sample by sample when they are read.
         """
+        index = cls.without_shards(root)
+        for number, shard in enumerate(index.shards):
+            _check_size(index.path(number), shard.bytes)
+        return index
+
+    @classmethod
+    def without_shards(cls, root: str | Path) -> Index:
+        """As `open`, but the shards themselves are not looked for."""
         root = Path(root)
         manifest = _manifest(root)
-        again = f"make the index of {root} again with metashard index"
         try:
             tables = {name: _table(root / FOLDER / f"{name}.arrow", manifest["files"][name]) for name in TABLES}
             index = cls(root, manifest, tables)
@@ -92,17 +100,15 @@ class Index:
             expected = fingerprint([shard.sha256 for shard in index.shards], index.class_names, splits)
             if expected != index.fingerprint or len(index) != manifest["samples"]:
                 raise ValueError("its parts do not belong together")
-        except (KeyError, TypeError, ValueError, IndexError, OSError, pa.ArrowException) as error:
-            raise InputError(f"{root / FOLDER}: index is damaged ({error}); {again}") from None
-        for number, shard in enumerate(index.shards):
-            _check_size(index.path(number), shard.bytes, again)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, pa.ArrowException) as error:
+            raise InputError(f"{root / FOLDER}: index is damaged ({error}); {_AGAIN}") from None
         return index
 
     def __len__(self) -> int:
         return len(self.shard_of)
 
     def __reduce__(self):
-        return Index.open, (self.root,)
+        return Index.without_shards, (self.root,)
 
     def path(self, shard: int) -> Path:
         """The file of a shard."""
@@ -116,16 +122,16 @@ class Index:
         """The key of a sample."""
         return self._keys[int(row)].as_py()
 
-    def has(self, role: str) -> bool:
-        """Whether any sample has a member of this role: "image", "json" or "mask"."""
-        return role in self._members
+    def has(self, row: int, role: str) -> bool:
+        """Whether a sample has a member of this role: "image", "json" or "mask"."""
+        return role in self._members and self._members[role][0][row] >= 0
 
     def locate(self, row: int, role: str) -> Location:
         """Where a member lies; raises `InputError` if the sample has none of this role."""
-        if role not in self._members or (offset := int(self._members[role][0][row])) < 0:
+        if not self.has(row, role):
             raise InputError(f"{self.root}: sample {self.key(row)!r} has no {role} member; use data that has")
-        _, size, crc = self._members[role]
-        return Location(int(self.shard_of[row]), offset, int(size[row]), int(crc[row]))
+        offset, size, crc = self._members[role]
+        return Location(int(self.shard_of[row]), int(offset[row]), int(size[row]), int(crc[row]))
 
     def shape(self, row: int) -> tuple[int, int, int]:
         """(height, width, channels) of a sample's image as stored."""
@@ -147,9 +153,9 @@ def _manifest(root: Path) -> dict:
     except FileNotFoundError:
         raise InputError(f"{root}: no index here ({path} is absent); run metashard pack or metashard index") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as a manifest ({error}); run metashard index again") from None
+        raise InputError(f"{path}: cannot be read as a manifest ({error}); {_AGAIN}") from None
     if number != FORMAT:
-        raise InputError(f"{path}: format {number!r}, this version reads {FORMAT}; run metashard index again")
+        raise InputError(f"{path}: format {number!r}, this version reads {FORMAT}; {_AGAIN}")
     return manifest
 
 
@@ -168,10 +174,10 @@ def _view(table: pa.Table, column: str) -> np.ndarray:
     return table[column].chunk(0).to_numpy(zero_copy_only=True)
 
 
-def _check_size(path: Path, expected: int, again: str) -> None:
+def _check_size(path: Path, expected: int) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise InputError(f"{path}: shard cannot be opened ({error.strerror}); bring it back or {again}") from None
+        raise InputError(f"{path}: shard cannot be opened ({error.strerror}); bring it back or {_AGAIN}") from None
     if size != expected:
-        raise InputError(f"{path}: {size} bytes, the index says {expected}; bring the old file back or {again}")
+        raise InputError(f"{path}: {size} bytes, the index says {expected}; bring the old file back or {_AGAIN}")

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,21 +41,20 @@ def fragment_path(root: Path, shard: str) -> Path:
     return root / FOLDER / "fragments" / f"{plain}{suffix}.arrow"
 
 
-def write_fragment(root: Path, shard: str, scanned: Scan, *, class_field: str, modified_ns: int) -> None:
-    """Store a faultless scan, so that this tar is not read again."""
-    assert not scanned.faults and scanned.store
-    meta = {
-        "format": FORMAT,
-        "shard": [shard, scanned.bytes, scanned.table.num_rows, scanned.sha256],
-        "store": scanned.store,
-        "dtype": scanned.dtype,
-        "class_field": class_field,
-        "modified_ns": modified_ns,
-        "ignored": scanned.ignored,
-    }
-    path = fragment_path(root, shard)
+def fragment_of(shard: str, scanned: Scan, *, class_field: str, modified_ns: int) -> Fragment:
+    """What a scan says of a tar that holds samples; `modified_ns` is the file's time of change."""
+    assert scanned.store and scanned.dtype
+    info = ShardInfo(shard, scanned.bytes, scanned.table.num_rows, scanned.sha256)
+    return Fragment(info, scanned.table, scanned.store, scanned.dtype, class_field, modified_ns, scanned.ignored)
+
+
+def write_fragment(root: Path, fragment: Fragment) -> None:
+    """Store what a faultless scan found, so that this tar is not read again."""
+    path = fragment_path(root, fragment.shard.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_table(path, scanned.table.replace_schema_metadata({"fragment": json.dumps(meta)}))
+    meta = {"format": FORMAT, **fragment._asdict(), "shard": asdict(fragment.shard)}
+    del meta["table"]
+    _write_table(path, fragment.table.replace_schema_metadata({"fragment": json.dumps(meta)}))
 
 
 def read_fragment(root: Path, shard: str) -> Fragment | None:
@@ -62,13 +63,10 @@ def read_fragment(root: Path, shard: str) -> Fragment | None:
         with pa.memory_map(str(fragment_path(root, shard))) as file:
             table = pa.ipc.open_file(file).read_all()
         meta = json.loads(table.schema.metadata[b"fragment"])
-        info = ShardInfo(*meta["shard"])
-        sound = meta["format"] == FORMAT and info.name == shard and info.samples == table.num_rows
-        if not sound or not table.schema.equals(SCHEMA):
+        if meta.pop("format") != FORMAT or not table.schema.equals(SCHEMA):
             return None
-        return Fragment(
-            info, table, meta["store"], meta["dtype"], meta["class_field"], meta["modified_ns"], meta["ignored"]
-        )
+        fragment = Fragment(table=table, **{**meta, "shard": ShardInfo(**meta["shard"])})
+        return fragment if (fragment.shard.name, fragment.shard.samples) == (shard, table.num_rows) else None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return None
 
@@ -121,10 +119,6 @@ def merge(
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     files = {kind: _write_table(folder / f"{kind}.arrow", part) for kind, part in tables.items()}
-    ignored: dict[str, int] = {}
-    for fragment in fragments:
-        for extension, count in fragment.ignored.items():
-            ignored[extension] = ignored.get(extension, 0) + count
     shards = [fragment.shard for fragment in fragments]
     manifest = {
         "format": FORMAT,
@@ -137,9 +131,9 @@ def merge(
         "roles": roles,
         "splits": list(splits),
         "origin": dict(origin),
-        "ignored": ignored,
+        "ignored": sum((Counter(fragment.ignored) for fragment in fragments), Counter()),
         "files": files,
-        "shards": [{"name": s.name, "bytes": s.bytes, "samples": s.samples, "sha256": s.sha256} for s in shards],
+        "shards": [asdict(shard) for shard in shards],
     }
     write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return Index.open(root)

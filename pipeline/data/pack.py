@@ -15,12 +15,13 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from pipeline.data.images import decode, encode_png, resize, resize_mask, with_channels
+from pipeline.data.scan import META
 from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
-_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_/-]*")
-_MEMBER_OVERHEAD = 2 * 512 + 256
+_KEY = re.compile(r"[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*")
+_HEADER_AND_PADDING = 512 + 256
 _MEASURED = 32
 
 
@@ -30,8 +31,8 @@ def check(source: Source) -> None:
         raise InputError(f"{source.name}: no images found; look at the path and at --layout")
     keys: set[str] = set()
     for sample in source.samples:
-        if not _KEY.fullmatch(sample.key) or _KEY.fullmatch(sample.key.split("/")[0])[0].startswith("__"):
-            raise InputError(f"{source.name}: key {sample.key!r} must be made of letters, digits, _ - and /")
+        if not _KEY.fullmatch(sample.key) or META.match(sample.key):
+            raise InputError(f"{source.name}: key {sample.key!r} must be letters, digits, _ - and /, and no __NAME__/")
         if sample.key in keys:
             raise InputError(f"{source.name}: key {sample.key!r} is used twice; keys must be unique")
         if not sample.label.isprintable() or sample.label != sample.label.strip() or not sample.label:
@@ -62,37 +63,30 @@ def plan(source: Source, *, shard_bytes: int, sample_bytes: float, block: int = 
 def mean_bytes(samples: Sequence[Sample], *, store: str, size: int | None, channels: int | None) -> float:
     """Bytes per sample in a tar, measured on a few spread evenly over the samples."""
     chosen = samples[:: max(1, len(samples) // _MEASURED)]
-    sizes = [
-        sum(
-            len(data) + _MEMBER_OVERHEAD for data in members(sample, store=store, size=size, channels=channels).values()
-        )
-        for sample in chosen
-    ]
-    return sum(sizes) / len(sizes)
+    made = [members(sample, store=store, size=size, channels=channels).values() for sample in chosen]
+    return sum(len(data) + _HEADER_AND_PADDING for parts in made for data in parts) / len(chosen)
 
 
 def members(sample: Sample, *, store: str, size: int | None, channels: int | None) -> dict[str, bytes]:
     """A sample's members by extension. Raises `InputError` naming the sample if its image is not whole."""
     what = f"sample {sample.key!r}"
     image = sample.image()
-    array = decode(image, what, channels=channels) if isinstance(image, bytes) else image
+    stored = array = decode(image, what) if isinstance(image, bytes) else image
     if channels is not None:
         array = with_channels(array, channels, what)
-    # Original bytes are kept wherever nothing has to change.
-    kept = isinstance(image, bytes) and size is None and (channels is None or decode(image, what).shape == array.shape)
     if size is not None and array.shape[:2] != (size, size):
         array = resize(array, size)
-    fields = json.dumps({"class": sample.label, **_meta(sample)}, sort_keys=True).encode()
     if store == "raw":
         made = {"npy": _npy(array)}
-    elif kept:
+    elif isinstance(image, bytes) and array is stored:
         made = {sample.extension: image}
     else:
         made = {"png": _png(array, what)}
+    made["json"] = json.dumps({"class": sample.label, **_meta(sample)}, sort_keys=True).encode()
     if sample.mask is not None:
         mask = sample.mask()
         made["mask.png"] = encode_png(mask if mask.shape == array.shape[:2] else resize_mask(mask, array.shape[0]))
-    return {"json": fields, **made}
+    return made
 
 
 def write_shard(path: Path, samples: Sequence[Sample], *, store: str, size: int | None, channels: int | None) -> None:

@@ -40,7 +40,8 @@ _NPY = re.compile(
     r"\s*'shape':\s*\((?P<shape>[\d, ]{1,80})\),?\s*\}\s*",
     re.ASCII,
 )
-_META = re.compile(r"__[^/]*__($|/)")
+META = re.compile(r"__[^/]*__($|/)")
+"""Names that WebDataset readers take for notes about the tar, not samples."""
 
 
 class Scan(NamedTuple):
@@ -102,7 +103,7 @@ class _Scanner:
     def add(self, member: Member) -> None:
         """Take the next member."""
         match = _NAME.fullmatch(member.name)
-        if _META.match(member.name):
+        if META.match(member.name):
             self.ignored["__meta__"] += 1
         elif match is None:
             self._fault(f"member {member.name!r} is no KEY.EXTENSION, so readers pass over it; rename or remove it")

@@ -18,14 +18,13 @@ Splits = Mapping[str, Sequence[str]]
 def read_files(folder: Path) -> dict[str, list[str]]:
     """Class names by split from `folder`'s text files: train.txt gives split "train", one name a line.
 
-    Raises `InputError` for an absent folder, one without text files, an empty file, or a name listed twice.
+    Raises `InputError` for an absent folder or one without readable text files. `faults` judges the names.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder; --splits wants one with train.txt, val.txt and test.txt")
     splits = {path.stem: _names(path) for path in sorted(folder.glob("*.txt"))}
     if not splits:
         raise InputError(f"{folder}: no text files here; --splits wants train.txt, val.txt and test.txt")
-    _refuse(overlaps(splits, str(folder)))
     return splits
 
 
@@ -60,41 +59,28 @@ def parse_rule(rule: str) -> dict[str, float]:
     return shares
 
 
-def overlaps(splits: Splits, where: str) -> list[str]:
-    """A line for every class in two splits or twice in one, and for every empty split."""
-    faults, home = [], {}
+def faults(splits: Splits, class_names: Sequence[str], where: str) -> list[str]:
+    """A line for every empty split, every class listed twice, and every class that the data does not have."""
+    found, home, known = [], {}, set(class_names)
     for split, names in splits.items():
         if not names:
-            faults.append(f"{where}: split {split!r} is empty; list at least one class or leave the split out")
+            found.append(f"{where}: split {split!r} is empty; list at least one class or leave the split out")
         for name in names:
             if name in home:
                 both = f"twice in split {split!r}" if home[name] == split else f"in splits {home[name]!r} and {split!r}"
-                faults.append(f"{where}: class {name!r} is {both}; a class belongs to one split")
+                found.append(f"{where}: class {name!r} is {both}; a class belongs to one split")
             home[name] = split
-    return faults
-
-
-def unknown(splits: Splits, class_names: Sequence[str], where: str) -> list[str]:
-    """A line for every class of the splits that the data does not have."""
-    known = set(class_names)
-    faults = []
-    for split, names in splits.items():
-        for name in names:
             if name not in known:
                 near = difflib.get_close_matches(name, class_names, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else "; remove it from the list"
-                faults.append(f"{where}: split {split!r} lists class {name!r}, which the data has not{hint}")
-    return faults
+                hint = f"did you mean {near[0]!r}?" if near else "remove it from the list"
+                found.append(f"{where}: split {split!r} lists class {name!r}, which the data has not; {hint}")
+    return found
 
 
 def check(splits: Splits, class_names: Sequence[str], where: str) -> None:
-    """Raise `InputError` for the first fault of `overlaps` or `unknown`, with the number of the others."""
-    _refuse(overlaps(splits, where) + unknown(splits, class_names, where))
-
-
-def _refuse(faults: list[str]) -> None:
-    if faults:
-        raise InputError(faults[0] + (f" (and {len(faults) - 1} more such faults)" if len(faults) > 1 else ""))
+    """Raise `InputError` for the first of `faults`, with the number of the others."""
+    if found := faults(splits, class_names, where):
+        raise InputError(found[0] + (f" (and {len(found) - 1} more such faults)" if len(found) > 1 else ""))
 
 
 def _names(path: Path) -> list[str]:

@@ -25,6 +25,7 @@ _KINDS = {
     b"6": "a pipe",
     _SPARSE: "a sparse file",
 }
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
 _LONGEST_NAME = 1 << 20
 _ZERO = bytes(BLOCK)
 
@@ -114,8 +115,7 @@ class Walk:
                 return None
             if lost is None:
                 lost = start
-                what = "a block of zeros where a header should be" if block == _ZERO else "a damaged header"
-                self._fault(start, f"{what}; members after it may be lost")
+                self._fault(start, _damage(block))
         if lost is None:
             self._fault(self.size, "truncated: the end mark (two blocks of zeros) is missing")
         return None
@@ -170,6 +170,13 @@ class Walk:
 
     def _fault(self, at: int, what: str) -> None:
         self.faults.append(f"{self.path.name}: at byte {at}: {what}")
+
+
+def _damage(block: bytes) -> str:
+    if block.startswith(_COMPRESSED):
+        return "compressed data; single samples can only be read from plain tars: decompress it"
+    what = "a block of zeros where a header should be" if block == _ZERO else "a damaged header"
+    return f"{what}; members after it may be lost"
 
 
 def _sound(block: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from pipeline.data.source import Sample, Source, keys_of
 from pipeline.errors import InputError
 
 SPLIT_FOLDERS = ("train", "val", "test")
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
 _KEPT = {"png": "png", "jpg": "jpg", "jpeg": "jpg"}
 
 
@@ -71,7 +73,7 @@ def read_zip(path: str, name: str) -> bytes:
     """One file of a zip; the zip stays open for the next one."""
     try:
         return _zip(path).read(name)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, KeyError) as error:
+    except (*_ZIP_ERRORS, zlib.error, EOFError, RuntimeError, KeyError) as error:
         raise InputError(f"{path}: file {name!r} cannot be read ({error}); copy the zip again") from None
 
 
@@ -79,7 +81,7 @@ def read_zip(path: str, name: str) -> bytes:
 def _zip(path: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise InputError(f"{path}: no readable zip ({error}); give a folder of class folders or a zip of one") from None
 
 

@@ -1,0 +1,226 @@
+"""The command line `metashard`: what each verb takes and how its result is told; the verbs' work lies in their own files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pipeline.errors import InputError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Meta-train few-shot vision models on a cluster. Exit codes: 0 done, 1 failed, 2 the input was wrong.",
+)
+
+Runs = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
+Splits = Annotated[Path | None, typer.Option(help="folder of train.txt, val.txt, test.txt with a class name a line")]
+Rule = Annotated[str | None, typer.Option(help="split classes by hash, as train=0.64,val=0.16,test=0.2")]
+Workers = Annotated[int, typer.Option(help="Ray tasks; 1: this process")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.steps=500", show_default=False)]
+
+
+@app.command(epilog="Example: metashard pack ~/birds data/birds --size 84 --rule train=0.64,val=0.16,test=0.2")
+def pack(
+    source: Annotated[str, typer.Argument(help="folder or zip of images; '-' for layouts that draw their own")],
+    dest: Annotated[Path, typer.Argument(help="folder of the packed data set")],
+    layout: Annotated[str, typer.Option(help="folder, omniglot or glyphs")] = "folder",
+    size: Annotated[int | None, typer.Option(help="make all images squares of this many pixels")] = None,
+    store: Annotated[
+        str, typer.Option(help="raw (arrays, one size, no decoding) or encoded (the original files)")
+    ] = "raw",
+    channels: Annotated[int | None, typer.Option(help="1: grey, 3: colour")] = None,
+    splits: Splits = None,
+    rule: Rule = None,
+    shard_mib: Annotated[int, typer.Option(help="size of a tar, MiB")] = 64,
+    seed: int = 0,
+    workers: Workers = 1,
+) -> None:
+    """Pack labelled images into tars, and index them."""
+    from pipeline import prepare
+    from pipeline.watch import counting
+
+    with counting("packing", "tars") as progress:
+        made = prepare.pack(
+            source,
+            dest,
+            layout=layout,
+            size=size,
+            store=store,
+            channels=channels,
+            splits=splits,
+            rule=rule,
+            shard_mib=shard_mib,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+        )
+    print(_described(made))
+
+
+@app.command(epilog="Example: metashard index tars/ --rule train=0.8,val=0.1,test=0.1 --out data/birds")
+def index(
+    tars: Annotated[list[Path], typer.Argument(help="tars, or folders of them")],
+    out: Annotated[Path | None, typer.Option(help="where the index goes, when not beside the tars")] = None,
+    class_field: Annotated[str, typer.Option(help="field of the JSON member that names the class")] = "class",
+    splits: Splits = None,
+    rule: Rule = None,
+    seed: int = 0,
+    workers: Workers = 1,
+) -> None:
+    """Index tars that someone else wrote, without changing them."""
+    from pipeline import prepare
+    from pipeline.watch import counting
+
+    with counting("indexing", "tars") as progress:
+        made = prepare.index(
+            tars,
+            out=out,
+            class_field=class_field,
+            splits=splits,
+            rule=rule,
+            seed=seed,
+            workers=workers,
+            progress=progress,
+        )
+    print(_described(made))
+
+
+@app.command(epilog="Example: metashard verify data/omniglot")
+def verify(
+    data: Annotated[Path, typer.Argument(help="folder of a data set")],
+    splits: Splits = None,
+    samples_per_class: Annotated[int, typer.Option(help="fewest samples that a class of a split may have")] = 2,
+    workers: Workers = 1,
+) -> None:
+    """Check every hash, every sample and every split; list all faults."""
+    from pipeline import prepare
+    from pipeline.watch import counting
+
+    with counting("verifying", "tars") as progress:
+        faults = prepare.verify(
+            data, splits=splits, samples_per_class=samples_per_class, workers=workers, progress=progress
+        )
+    for fault in faults:
+        print(fault)
+    if faults:
+        raise InputError(f"{data}: {len(faults)} faults")
+    print(f"{data}: no fault")
+
+
+@app.command(epilog="Example: metashard show data/glyphs --out episode.png")
+def show(
+    target: Annotated[Path, typer.Argument(help="a data set, or a run")],
+    out: Annotated[Path, typer.Option(help="PNG file (of a data set), or folder (of a run)")] = Path("episode.png"),
+    runs: Runs = Path("runs"),
+) -> None:
+    """Draw an episode of a data set, or name the pictures of a run."""
+    from pipeline import report
+
+    for path in report.show(runs / target if not target.exists() else target, out):
+        print(path)
+
+
+@app.command(epilog="Example: metashard train configs/train/classification/glyphs.yaml meta.steps=500 workers.count=2")
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run", show_default=False)],
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="run to go on with: its id or folder")] = None,
+) -> None:
+    """Meta-train, keep the run in MLflow, evaluate on unseen classes."""
+    from pipeline import config as configs
+    from pipeline import train as verb
+    from pipeline.watch import watching
+
+    chosen = configs.load(config, overrides or [])
+    folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
+    finished = verb.run(chosen, resume=folder, watch=watching)
+    print(finished.text)
+
+
+@app.command(epilog="Example: metashard evaluate glyphs-20260101-120000-ab12 --episodes 1000 --json")
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="run id, run folder or checkpoint folder")],
+    data: Annotated[Path | None, typer.Option(help="another packed data set")] = None,
+    split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
+    episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
+    workers: Workers = 1,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure a checkpoint on frozen episodes, inductively and transductively."""
+    import json as format
+
+    from pipeline import evaluate as verb
+    from pipeline import report
+
+    path = verb.find(target, runs)
+    result = verb.evaluate(verb.subject_of(path, data=data), split=split, episodes=episodes, workers=workers).as_json()
+    verb.keep(result, path, data=data)
+    if json:
+        print(format.dumps(result, indent=1))
+    else:
+        report.print_scores({path.name: result})
+
+
+@app.command(name="runs", epilog="Example: metashard runs")
+def list_runs(runs: Runs = Path("runs")) -> None:
+    """List the runs."""
+    from pipeline import report
+
+    report.print_runs(report.runs(runs))
+
+
+@app.command(epilog="Example: metashard ui --port 5000")
+def ui(
+    runs: Runs = Path("runs"),
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: sqlite under the runs folder")] = "",
+    port: Annotated[int, typer.Option(help="0: a free one")] = 0,
+) -> None:
+    """Open MLflow's pages on this machine until Ctrl-C."""
+    from pipeline import report
+
+    report.ui(runs, uri, port)
+
+
+@app.command(epilog="Example: metashard sync")
+def sync(
+    run: Annotated[Path | None, typer.Argument(help="a run; none: all of them")] = None,
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: the one each run was started with")] = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Send to MLflow what it has not got yet, as after an outage."""
+    from pipeline import report
+
+    for line in report.sync(runs, run, uri):
+        print(line)
+
+
+def _described(made) -> str:
+    splits = ", ".join(f"{name} {len(ids)}" for name, ids in made.splits.items())
+    height, width, channels = made.shape(0)
+    return (
+        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}, {made.store}), "
+        f"{len(made.class_names):,} classes ({splits}), {len(made.shards):,} tars"
+    )
+
+
+def main() -> None:
+    """Run the command line; a fault in the user's input is one line and exit code 2, anything else a traceback and 1."""
+    try:
+        app()
+    except InputError as error:
+        print(f"metashard: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("metashard: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

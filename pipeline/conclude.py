@@ -1,0 +1,184 @@
+"""What is told of a run besides its metrics: settings at the start; at the end test scores, pictures, a summary."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import build, evaluate, pictures, spool, tracking
+from pipeline.build import MakeLearner
+from pipeline.config import RunConfig, dump, fingerprint, flatten
+from pipeline.data.index import Index
+from pipeline.data.loader import frozen
+from pipeline.evaluate import Subject, one_thread
+from pipeline.judging import score
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.learner import Learner, Mode
+from pipeline.spool import Spool
+
+VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")
+RESULT_FILE = "result.json"
+CURVE_EPISODES = 50
+PICTURE_EPISODE = 0
+
+
+def tell_start(run: Path, config: RunConfig, index: Index) -> None:
+    """Settings, data-set hash, git revision and versions, and that the run is running."""
+    told = Spool(run)
+    told.params({key: str(value) for key, value in flatten(dump(config)).items()})
+    told.tags(
+        {
+            "data.fingerprint": index.fingerprint,
+            "config.fingerprint": fingerprint(config),
+            "mlflow.source.git.commit": _revision(),
+            "python": platform.python_version(),
+            **{f"version.{name}": importlib.metadata.version(name) for name in VERSIONS},
+        }
+    )
+    told.artifact(run / "config.yaml")
+    told.status("RUNNING")
+    told.close()
+
+
+def tell_end(run: Path, status: str) -> None:
+    """How the run ended."""
+    told = Spool(run)
+    told.status(status)
+    told.close()
+
+
+def _revision() -> str:
+    """The git revision of this code, with a mark if it was changed since; "unknown" outside a checkout."""
+    where = Path(__file__).parent
+    command = ["git", "-C", str(where), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearner) -> dict[str, Any]:
+    """Evaluate the best checkpoint and the untrained learner on the same test episodes, draw the pictures, keep it all."""
+    best = evaluate.best(run)
+    subject = Subject(dump(config), str(best.absolute()), make_learner)
+    asked = {"split": config.data.test, "episodes": config.evaluate.episodes, "workers": config.workers.count}
+    began = time.monotonic()
+    trained = evaluate.evaluate(subject, **asked)
+    result = {
+        "test": trained.as_json(),
+        "untrained": evaluate.evaluate(subject._replace(checkpoint=""), **asked).as_json(),
+        "mode": config.evaluate.mode,
+        "checkpoint": best.name,
+        "evaluation_s": time.monotonic() - began,
+    }
+    evaluate.write(result, run / RESULT_FILE)
+    drawn = draw(run, subject)
+    told = Spool(run)
+    for mode, metrics in trained.scores.items():
+        for name, found in metrics.items():
+            told.metrics(
+                trained.step,
+                {f"test/{mode.value}/{name}": found.mean, f"test/{mode.value}/{name}_interval": found.interval},
+            )
+    told.artifact(run / RESULT_FILE)
+    told.artifact(best / "manifest.json", "checkpoint")
+    for path in drawn:
+        told.artifact(path, "pictures")
+    told.close()
+    return result
+
+
+def draw(run: Path, subject: Subject) -> list[Path]:
+    """The pictures of a run: an episode with predictions, the loss curve, and for gradient learners the adaptation curve."""
+    folder = run / "pictures"
+    folder.mkdir(exist_ok=True)
+    config, index, learner = evaluate.restored(subject)
+    with one_thread():
+        made = [_draw_episode(folder / "episode.png", config, index, learner), _draw_losses(folder / "losses.png", run)]
+        if isinstance(learner, GradientLearner):
+            made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner))
+    return made
+
+
+def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
+    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
+    drawn = sampler.draw(0, PICTURE_EPISODE)
+    episode = build.place(config, torch.device("cpu"))(reader.episode(drawn))
+    predict = learner.adapt(episode.support, episode.ways, mode=Mode(config.evaluate.mode))
+    pictures.episode_picture(
+        path,
+        episode.support.inputs.numpy(),
+        episode.support.targets.numpy(),
+        episode.query.inputs.numpy(),
+        episode.query.targets.numpy(),
+        predict(episode.query.inputs).argmax(-1).numpy(),
+        [index.class_names[number] for number in drawn.classes],
+    )
+    return path
+
+
+def _draw_losses(path: Path, run: Path) -> Path:
+    series = spool.history(run).series
+    losses, scores = series["train/loss"], series.get("validation/score", {})
+    intervals = series.get("validation/interval", {})
+    pictures.loss_curve(
+        path, list(losses), list(losses.values()), (list(scores), list(scores.values()), list(intervals.values()))
+    )
+    return path
+
+
+def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner) -> Path:
+    """Accuracy against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
+    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
+    bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
+    rows = []
+    for _, plain in frozen(sampler, reader, range(min(CURVE_EPISODES, config.evaluate.episodes))):
+        episode = bring(plain)
+        rows.append(
+            [
+                learner.task.metrics(predict(episode.query.inputs), episode.query.targets)[learner.task.headline].item()
+                for predict in learner.predictors(episode.support, episode.ways, mode=mode)
+            ]
+        )
+    scores = [score(column) for column in zip(*rows, strict=True)]
+    pictures.adaptation_curve(
+        path,
+        list(range(len(scores))),
+        [found.mean for found in scores],
+        [found.interval for found in scores],
+        1 / sampler.shape.ways,
+    )
+    return path
+
+
+def stopped_text(run: Path, step: int) -> str:
+    """What to tell when somebody stopped the run."""
+    return f"stopped after meta-step {step}; go on with: metashard train CONFIG --resume {run}"
+
+
+def finished_text(run: Path, result: dict[str, Any], uri: str, *, is_sent: bool) -> str:
+    """What to tell at the end."""
+    test, untrained = result["test"], result["untrained"]
+    lines = [
+        f"run        {run}",
+        f"test       {test['ways']}-way {test['shots']}-shot, {test['queries']} queries per class, "
+        f"{test[result['mode']]['accuracy']['episodes']} episodes of classes never seen in training",
+    ]
+    for mode in Mode:
+        found, floor = test[mode.value]["accuracy"], untrained[mode.value]["accuracy"]
+        lines.append(
+            f"{mode.value:<15}{100 * found['mean']:.2f} ± {100 * found['interval']:.2f} %   "
+            f"(untrained {100 * floor['mean']:.2f} ± {100 * floor['interval']:.2f} %)"
+        )
+    lines.append(f"MLflow     run {tracking.run_id_of(run) or 'not sent yet'} in {tracking.plain_uri(uri)}")
+    lines.append(
+        "open it    metashard ui" if is_sent else "MLflow has not got everything; send the rest: metashard sync"
+    )
+    return "\n".join(lines)

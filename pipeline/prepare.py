@@ -1,0 +1,313 @@
+"""The verbs that make and check data sets: pack images, index tars, verify both."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from pipeline.data import pack as packing
+from pipeline.data import splits as splitting
+from pipeline.data import verify as verifying
+from pipeline.data.importers.folder import folder
+from pipeline.data.importers.glyphs import glyphs
+from pipeline.data.importers.omniglot import omniglot
+from pipeline.data.index import Index
+from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
+from pipeline.data.scan import scan
+from pipeline.data.source import Sample, Source
+from pipeline.errors import InputError
+
+LAYOUTS = ("folder", "omniglot", "glyphs")
+STORES = ("raw", "encoded")
+CLASS_FIELD = "class"
+GLYPH_PIXELS = 28
+_RECEIPT = "pack.json"
+
+Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+def pack(
+    source: str,
+    dest: str | Path,
+    *,
+    layout: str,
+    size: int | None,
+    store: str = "raw",
+    channels: int | None = None,
+    splits: Path | None = None,
+    rule: str | None = None,
+    shard_mib: int = 64,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Index:
+    """Pack images into tars of about `shard_mib` MiB under `dest`, index them, and open the index.
+
+    `layout` says how `source` is read: "folder", "omniglot" or "glyphs" (drawn, `source` unread). `size` makes all
+    images (size, size) pixels, `channels` (1 or 3) all grey or colour. Splits come from `splits` (a folder of text
+    files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. The same call
+    started again after a stop keeps the finished tars. `progress(done, total)` counts tars. With `workers` > 1 tars are
+    Ray tasks, and `dest` must be a path that all nodes share. Raises `InputError` for anything the user can mend.
+    """
+    _check_options(layout, store, size, channels, shard_mib, workers)
+    dest = Path(dest).absolute()
+    data = _import(source, layout, size, seed)
+    packing.check(data)
+    class_names = sorted({sample.label for sample in data.samples})
+    chosen, origin = _splits(class_names, splits, rule, seed, data.splits)
+    form = {"store": store, "size": size, "channels": channels}
+    mean = packing.mean_bytes(data.samples, **form)
+    shards = packing.plan(data, shard_bytes=shard_mib << 20, sample_bytes=mean, seed=seed)
+    _claim(dest, packing.identity(shards, {**form, "name": data.name}))
+    names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
+    jobs = [(dest, name, samples, form) for name, samples in zip(names, shards, strict=True)]
+    _each(_pack_shard, jobs, workers=workers, progress=progress)
+    fragments = [_fragment(dest, name, CLASS_FIELD)[0] for name in names]
+    return merge(dest, fragments, name=data.name, splits=chosen, origin=origin)
+
+
+def index(
+    tars: Sequence[str | Path],
+    *,
+    out: Path | None,
+    class_field: str = CLASS_FIELD,
+    splits: Path | None = None,
+    rule: str | None = None,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> Index:
+    """Index tars that someone else wrote, without changing them, and open the index.
+
+    `tars` are files, or folders of them. The index goes beside them, or under `out` for stores that cannot be written.
+    Tars that have not changed since the last time are not read again, so data sets can grow. Splits as in `pack`.
+    Raises `InputError` with the first fault of the tars; `verify` lists all.
+    """
+    _check_workers(workers)
+    paths = _tars(tars)
+    root = (out or Path(os.path.commonpath([path.parent for path in paths]))).absolute()
+    names = [str(path) if out else str(path.relative_to(root)) for path in paths]
+    if splits is None and rule is None:
+        raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
+    _make_folder(root)
+    results = _each(_fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
+    if faults := [fault for found in results for fault in found]:
+        more = f" (and {len(faults) - 1} more faults; metashard verify lists them)" if len(faults) > 1 else ""
+        raise InputError(faults[0] + more)
+    fragments = [_fragment(root, name, class_field)[0] for name in names]
+    class_names = sorted({label for f in fragments for label in f.table["label"].unique().to_pylist()})
+    chosen, origin = _splits(class_names, splits, rule, seed, {})
+    return merge(root, fragments, name=root.name, splits=chosen, origin=origin)
+
+
+def verify(
+    root: str | Path,
+    *,
+    splits: Path | None = None,
+    samples_per_class: int = 2,
+    class_field: str = CLASS_FIELD,
+    workers: int = 1,
+    progress: Progress = silent,
+) -> list[str]:
+    """Every fault of the data set under `root` as one line each; an empty list means that it is good.
+
+    Reads all shards, decodes all images and compares all hashes. Classes in splits should have `samples_per_class`.
+    `splits` checks a folder of split files against the data too. A folder of tars without an index is checked as well.
+    """
+    root = Path(root)
+    _check_workers(workers)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder of a data set")
+    try:
+        opened = Index.without_shards(root)
+    except InputError as error:
+        return [str(error), *verifying.faults_without_index(sorted(root.glob("*.tar")), class_field=class_field)]
+    faults = list(verifying.index_faults(opened, samples_per_class=samples_per_class))
+    jobs = [(opened, number) for number in range(len(opened.shards))]
+    for found in _each(verifying.shard_faults, jobs, workers=workers, progress=progress):
+        faults += found
+    if splits is not None:
+        faults += splitting.faults(splitting.read_files(splits), opened.class_names, str(splits))
+    return faults
+
+
+def _check_options(layout, store, size, channels, shard_mib, workers) -> None:
+    if layout not in LAYOUTS:
+        raise InputError(f"--layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    if store not in STORES:
+        raise InputError(f"--store {store!r} is not one of {', '.join(STORES)}")
+    if size is not None and not 1 <= size <= 8192:
+        raise InputError(f"--size {size} is out of range; choose 1 to 8192 pixels")
+    if channels not in (None, 1, 3):
+        raise InputError(f"--channels {channels} is not 1 (grey) or 3 (colour)")
+    if shard_mib < 1:
+        raise InputError(f"--shard-mib {shard_mib} is less than 1; 64 suits most disks")
+    _check_workers(workers)
+
+
+def _check_workers(workers: int) -> None:
+    if workers < 1:
+        raise InputError(f"--workers {workers} is less than 1")
+
+
+def _import(source: str, layout: str, size: int | None, seed: int) -> Source:
+    match layout:
+        case "folder":
+            return folder(source)
+        case "omniglot":
+            return omniglot(source)
+        case _:
+            return glyphs(size=size or GLYPH_PIXELS, seed=seed)
+
+
+def _splits(
+    class_names: Sequence[str], files: Path | None, rule: str | None, seed: int, own: splitting.Splits
+) -> tuple[splitting.Splits, Mapping[str, object]]:
+    """Classes by split, checked, and where they come from."""
+    match files, rule:
+        case None, None if not own:
+            raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
+        case None, None:
+            chosen, origin, where = own, {"splits": "layout"}, "the layout's splits"
+        case None, rule:
+            chosen = splitting.by_rule(rule, class_names, seed=seed)
+            origin, where = {"splits": "rule", "rule": rule, "seed": seed}, f"rule {rule!r}"
+        case files, None:
+            chosen, origin, where = splitting.read_files(files), {"splits": "files"}, str(files)
+        case _:
+            raise InputError(f"--splits {files} and --rule {rule} exclude each other; give one of them")
+    splitting.check(chosen, class_names, where)
+    return chosen, origin
+
+
+def _claim(dest: Path, identity: str) -> None:
+    """Make `dest` the place of this pack, or recognise that it was begun there."""
+    _make_folder(dest)
+    receipt = dest / _RECEIPT
+    if receipt.is_file():
+        try:
+            known = json.loads(receipt.read_bytes())["identity"]
+        except (ValueError, KeyError, TypeError):
+            known = "damaged"
+        if known != identity:
+            raise InputError(f"{dest}: holds a pack of other images or options; choose another DEST or delete it")
+    elif any(dest.iterdir()):
+        raise InputError(f"{dest}: is not empty and holds no pack; choose another DEST")
+    else:
+        write_file(receipt, json.dumps({"identity": identity}).encode())
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: folder cannot be made ({error.strerror}); choose another one") from None
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{path}: folder cannot be written; choose another one")
+
+
+def _tars(given: Sequence[str | Path]) -> list[Path]:
+    paths: list[Path] = []
+    for item in given:
+        if "://" in str(item):
+            raise InputError(f"{item}: only local files can be indexed; copy or mount the store")
+        path = Path(item).absolute()
+        if path.is_dir():
+            paths += sorted(path.glob("*.tar"))
+        elif path.is_file():
+            paths.append(path)
+        else:
+            raise InputError(f"{path}: no such tar")
+    if not paths:
+        raise InputError(f"no tars in {', '.join(map(str, given)) or 'an empty list'}; give tars or a folder of them")
+    return sorted(set(paths))
+
+
+def _pack_shard(dest: Path, name: str, samples: Sequence[Sample], form: Mapping) -> None:
+    if _current(dest, name, CLASS_FIELD) is not None:
+        return
+    packing.write_shard(dest / name, samples, **form)
+    if faults := _fragment_faults(dest, name, CLASS_FIELD):
+        raise InputError(faults[0])
+
+
+def _current(root: Path, name: str, class_field: str) -> Fragment | None:
+    """The stored fragment of a tar, if the tar has not changed since."""
+    fragment = read_fragment(root, name)
+    path = root / name
+    if fragment is None or not path.exists() or fragment.class_field != class_field:
+        return None
+    status = path.stat()
+    return fragment if (fragment.shard.bytes, fragment.modified_ns) == (status.st_size, status.st_mtime_ns) else None
+
+
+def _fragment(root: Path, name: str, class_field: str) -> tuple[Fragment | None, list[str]]:
+    """The fragment of a tar, scanned if need be, or the tar's faults."""
+    if (fragment := _current(root, name, class_field)) is not None:
+        return fragment, []
+    try:
+        modified_ns = (root / name).stat().st_mtime_ns
+        scanned = scan(root / name, class_field=class_field)
+    except OSError as error:
+        raise InputError(f"{root / name}: cannot be read ({error.strerror})") from None
+    if scanned.faults or scanned.store is None:
+        return None, scanned.faults or [f"{name}: holds no sample; leave it out"]
+    fragment = fragment_of(name, scanned, class_field=class_field, modified_ns=modified_ns)
+    write_fragment(root, fragment)
+    return fragment, []
+
+
+def _fragment_faults(root: Path, name: str, class_field: str) -> list[str]:
+    return _fragment(root, name, class_field)[1]
+
+
+def _attempt(function: Callable[..., Result], job: tuple) -> Result | InputError:
+    # Ray would wrap the error in its traceback; as a value it stays one line.
+    try:
+        return function(*job)
+    except InputError as error:
+        return error
+
+
+def _each(function: Callable[..., Result], jobs: Sequence[tuple], *, workers: int, progress: Progress) -> list[Result]:
+    """The function's results in the jobs' order, from this process or from Ray tasks."""
+    if workers == 1 or len(jobs) < 2:
+        results = []
+        for done, job in enumerate(jobs, 1):
+            results.append(function(*job))
+            progress(done, len(jobs))
+        return results
+    import ray  # starting it costs seconds that small data need not pay
+
+    started = not ray.is_initialized()
+    if started:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+        ray.init(address=address, log_to_driver=False, **local)
+    try:
+        task = ray.remote(_attempt)
+        found: dict[int, Result] = {}
+        running: dict = {}
+        waiting = list(enumerate(jobs))[::-1]
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:
+                number, job = waiting.pop()
+                running[task.remote(function, job)] = number
+            for reference in ray.wait(list(running))[0]:
+                result = ray.get(reference)
+                if isinstance(result, InputError):
+                    raise result
+                found[running.pop(reference)] = result
+                progress(len(found), len(jobs))
+        return [found[number] for number in range(len(jobs))]
+    finally:
+        if started:
+            ray.shutdown()

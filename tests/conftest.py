@@ -1,0 +1,45 @@
+"""Fixtures that many tests share, and what keeps tests from touching anything outside their folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# No token is written into the user's home, no usage report is sent, no worker process outlives a test.
+os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0", MLFLOW_DISABLE_TELEMETRY="true")
+
+from small import LEARNERS, make  # noqa: E402
+
+from pipeline import prepare  # noqa: E402
+from pipeline.data.glyphs import characters, draw  # noqa: E402
+from pipeline.data.images import encode_png  # noqa: E402
+from pipeline.learners.learner import Learner  # noqa: E402
+
+ROOM = {"train": 36, "val": 8, "test": 8}
+EACH = 12
+
+
+@pytest.fixture(params=LEARNERS)
+def learner(request) -> Learner:
+    return make(request.param)
+
+
+@pytest.fixture(scope="session")
+def glyphs_root(tmp_path_factory) -> Path:
+    """A packed part of the embedded data set: 36 training, 8 validation, 8 test classes of 12 samples of 16 pixels."""
+    place = tmp_path_factory.mktemp("glyphs")
+    (place / "splits").mkdir()
+    for split, room in ROOM.items():
+        chosen = [character for character in characters() if character.split == split][:room]
+        (place / "splits" / f"{split}.txt").write_text("".join(f"{character.name}\n" for character in chosen))
+        for character in chosen:
+            folder = place / "images" / character.name
+            folder.mkdir(parents=True)
+            for number in range(EACH):
+                (folder / f"{number:02d}.png").write_bytes(
+                    encode_png(draw(character, seed=0, number=number, size=16).image)
+                )
+    prepare.pack(str(place / "images"), place / "data", layout="folder", size=16, splits=place / "splits")
+    return place / "data"

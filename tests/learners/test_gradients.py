@@ -1,0 +1,138 @@
+"""Meta-gradients are what the mathematics says: closed form, finite differences, and law 5, for all learners."""
+
+import pytest
+import torch
+from small import LEARNERS, episode, gradient, gradient_learner, make, relative
+
+from pipeline.episode import Batch, Episode, Outcome
+from pipeline.learners.estimators import first_order, unrolled
+from pipeline.learners.learner import Mode
+from pipeline.learners.rules import Sgd
+from pipeline.learners.unroll import InnerProblem
+
+EXACT = sorted(set(LEARNERS) - {"fomaml"})
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradient_equals_central_differences(name):
+    """Along a random direction in float64; FOMAML is left out because it is not the gradient of its value."""
+    learner, one = make(name), episode(1)
+    learner.outcome(one).loss.backward()
+    generator = torch.Generator().manual_seed(0)
+    direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in learner.parameters()]
+    slope = sum((p.grad * d).sum().item() for p, d in zip(learner.parameters(), direction, strict=True))
+    values, eps = [], 1e-7
+    for sign in (1, -2):
+        with torch.no_grad():
+            for p, d in zip(learner.parameters(), direction, strict=True):
+                p.add_(sign * eps * d)
+        values.append(learner.outcome(one).loss.item())
+    assert (values[0] - values[1]) / (2 * eps) == pytest.approx(slope, rel=2e-6)
+
+
+def quadratic(estimate, steps: int) -> tuple[float, float]:
+    """Support loss a/2 θ², query loss b/2 (θ − c)², rate r: the estimate's gradient at θ, and θ after the inner steps."""
+    a, b, c, rate = 3.0, 2.0, 0.5, 0.1
+    theta = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    def query(fast):
+        seen.append(fast["theta"].item())
+        return Outcome(b / 2 * (fast["theta"] - c) ** 2, {}, {})
+
+    problem = InnerProblem(lambda fast: a / 2 * fast["theta"] ** 2, query, Sgd(rate), steps)
+    estimate(problem, {"theta": theta}).loss.backward()
+    return theta.grad.item(), seen[0]
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_closed_form_on_a_quadratic(steps):
+    """θ' = (1 − ra)ⁿ θ; MAML: (1 − ra)ⁿ b (θ' − c); FOMAML: b (θ' − c)."""
+    shrink = (1 - 0.1 * 3.0) ** steps
+    exact, adapted = quadratic(unrolled, steps)
+    approximate, _ = quadratic(first_order, steps)
+    assert adapted == pytest.approx(shrink * 1.5, rel=1e-12)
+    assert exact == pytest.approx(shrink * 2.0 * (adapted - 0.5), rel=1e-12)
+    assert approximate == pytest.approx(2.0 * (adapted - 0.5), rel=1e-12)
+
+
+def test_fomaml_is_not_maml_but_has_its_value():
+    second, first = make("maml"), make("fomaml")
+    losses = [learner.outcome(episode(2)).loss for learner in (second, first)]
+    for loss in losses:
+        loss.backward()
+    assert losses[0].item() == losses[1].item()
+    assert relative(gradient(first), gradient(second)) > 1e-3
+
+
+def test_every_meta_parameter_receives_a_gradient(learner):
+    learner.outcome(episode(3)).loss.backward()
+    missing = [n for n, p in learner.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing, f"no gradient for {missing}; DDP would wait for them"
+
+
+@pytest.mark.parametrize(("adapts", "moves"), [(r"head\..*", "head."), (r"encoder\..*", "encoder.")])
+def test_only_what_the_pattern_names_adapts(adapts, moves):
+    learner = gradient_learner(adapts)
+    assert all(name.startswith(moves) for name in learner.initial.names)
+    assert len(learner.initial.names) == sum(name.startswith(moves) for name, _ in learner.model.named_parameters())
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_adapting_leaves_nothing_behind(learner, mode):
+    one = episode(4)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    first = learner.adapt(one.support, one.ways, mode=mode)(one.query.inputs)
+    learner.adapt(episode(5).support, one.ways, mode=mode)(one.query.inputs)
+    again = learner.adapt(one.support, one.ways, mode=mode)(one.query.inputs)
+    assert torch.equal(first, again)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+    assert all(p.grad is None for p in learner.parameters())
+
+
+def test_inductive_predictions_depend_on_their_own_query_alone(learner):
+    """Law 8: alone, in company and in another order, a query gets the same prediction."""
+    one = episode(6, queries=4)
+    learner.outcome(one)
+    predict = learner.adapt(one.support, one.ways, mode=Mode.INDUCTIVE)
+    together = predict(one.query.inputs)
+    alone = torch.cat([predict(query[None]) for query in one.query.inputs])
+    assert (together - alone).abs().max() < 1e-12
+    assert (predict(one.query.inputs.flip(0)).flip(0) - together).abs().max() < 1e-12
+
+
+def test_transductive_predictions_look_at_other_queries(learner):
+    one = episode(6, queries=4)
+    predict = learner.adapt(one.support, one.ways, mode=Mode.TRANSDUCTIVE)
+    together = predict(one.query.inputs)
+    alone = torch.cat([predict(query[None]) for query in one.query.inputs])
+    assert (together - alone).abs().max() > 1e-3
+
+
+def test_more_inner_steps_fit_the_support_better():
+    learner, one = gradient_learner(steps=5), episode(7)
+    losses = [
+        learner.task.loss(predict(one.support.inputs), one.support.targets).item()
+        for predict in learner.predictors(one.support, one.ways, mode=Mode.TRANSDUCTIVE)
+    ]
+    assert len(losses) == 7 and losses == sorted(losses, reverse=True)
+
+
+def test_prototype_logits_are_minus_squared_distances_to_class_means():
+    learner, one = make("prototypes"), episode(8)
+    embed = learner.model(torch.cat([one.support.inputs, one.query.inputs]))
+    support, query = embed[: len(one.support.inputs)], embed[len(one.support.inputs) :]
+    means = torch.stack([support[one.support.targets == way].mean(0) for way in range(one.ways)])
+    expected = -(torch.cdist(query, means) ** 2)
+    logits = learner.adapt(one.support, one.ways, mode=Mode.TRANSDUCTIVE)(one.query.inputs)
+    assert torch.allclose(logits, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_labels_of_the_support_decide_what_is_predicted(learner):
+    """Rolling the support labels rolls the predictions of a learner without a head of its own."""
+    if not isinstance(learner, type(make("prototypes"))):
+        return
+    one = episode(9)
+    rolled = Episode(Batch(one.support.inputs, (one.support.targets + 1) % one.ways), one.query, one.ways)
+    plain, other = (learner.adapt(e.support, e.ways, mode=Mode.INDUCTIVE)(one.query.inputs) for e in (one, rolled))
+    assert torch.allclose(plain.roll(1, 1), other)

@@ -1,0 +1,64 @@
+"""Law 2 in one process: loop = vmap = chunked, for all learners, on conv4 with norm."""
+
+import pytest
+import torch
+from small import episode, gradient, make, relative
+
+from pipeline.engine import Engine, Plan, chunks, measure
+
+PLANS = [Plan("loop", 1), Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5)]
+
+
+def run(learner: torch.nn.Module, plan: Plan, episodes) -> tuple[float, torch.Tensor, dict]:
+    engine, loss, statistics = Engine(learner, plan), 0.0, []
+    for part in chunks(episodes, plan):
+        outcome = engine(part)
+        outcome.loss.backward()
+        loss += outcome.loss.item()
+        statistics.append(outcome.statistics)
+    flat = gradient(learner)
+    learner.zero_grad()
+    return loss, flat, statistics
+
+
+@pytest.mark.parametrize("dtype,bound", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_every_plan_gives_the_same_meta_gradient(learner, dtype, bound):
+    learner.to(dtype)
+    episodes = [episode(n).to("cpu", dtype) for n in range(5)]
+    loss, expected, _ = run(learner, PLANS[0], episodes)
+    for plan in PLANS[1:]:
+        value, found, _ = run(learner, plan, episodes)
+        assert value == pytest.approx(loss, rel=bound)
+        assert relative(found, expected) < bound, plan
+
+
+def test_episodes_of_different_shape_share_a_step():
+    learner = make("maml")
+    episodes = [episode(n, shots=1 + n % 2, queries=2 + n % 3) for n in range(6)]
+    loss, expected, _ = run(learner, Plan("loop", 1), episodes)
+    value, found, _ = run(learner, Plan("vmap", 4), episodes)
+    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+    assert sum(len(part) for part in chunks(episodes, Plan("vmap", 4))) == 6
+
+
+def test_norm_statistics_are_summed_alike_by_every_plan():
+    learner = make("prototypes")
+    episodes = [episode(n) for n in range(4)]
+    sums = []
+    for plan in (Plan("loop", 1), Plan("vmap", 4)):
+        _, _, parts = run(learner, plan, episodes)
+        sums.append({name: sum(part[name][1] for part in parts) for name in parts[0]})
+    assert all(torch.allclose(sums[0][name], sums[1][name], rtol=1e-10) for name in sums[0])
+
+
+def test_no_episodes_give_a_zero_that_reaches_every_parameter(learner):
+    outcome = Engine(learner, PLANS[0])([])
+    outcome.loss.backward()
+    assert outcome.loss.item() == 0 and all((p.grad == 0).all() for p in learner.parameters())
+
+
+def test_measuring_leaves_no_gradient_and_gives_a_plan():
+    learner = make("maml")
+    plan = measure(learner, [episode(n) for n in range(3)])
+    assert plan in {Plan("loop", 1), Plan("vmap", 3)}
+    assert all(p.grad is None for p in learner.parameters())
