@@ -89,19 +89,31 @@ def all_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def latest(folder: Path) -> tuple[Checkpoint, list[str]]:
-    """The newest checkpoint that is whole, and a sentence for every newer one that is not.
+def latest(folder: Path) -> Checkpoint:
+    """The newest checkpoint that is whole.
 
     Raises:
         InputError: none is whole.
     """
-    faults = []
+    told = []
     for path in reversed(all_in(folder)):
         try:
-            return load(path), faults
+            return load(path)
         except InputError as error:
-            faults.append(str(error))
-    raise InputError(f"{folder} holds no whole checkpoint" + "".join(f"; {fault}" for fault in faults))
+            told.append(str(error))
+    raise InputError("; ".join([f"{folder} holds no whole checkpoint", *told]))
+
+
+def faults(folder: Path) -> list[str]:
+    """A sentence for every checkpoint newer than the newest whole one, or for all if none is whole."""
+    found = []
+    for path in reversed(all_in(folder)):
+        try:
+            load(path)
+            break
+        except InputError as error:
+            found.append(str(error))
+    return found
 
 
 def prune(folder: Path, *, keep: int, best: str) -> None:

@@ -79,7 +79,8 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
         "evaluation_s": time.monotonic() - began,
     }
     evaluate.write(result, run / RESULT_FILE)
-    drawn = draw(run, subject)
+    floor = result["untrained"][config.evaluate.mode]["accuracy"]["mean"]
+    drawn = draw(run, subject, floor=floor)
     told = Spool(run)
     for mode, metrics in trained.scores.items():
         for name, found in metrics.items():
@@ -95,7 +96,7 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     return result
 
 
-def draw(run: Path, subject: Subject) -> list[Path]:
+def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
     """The pictures of a run: an episode with predictions, the loss curve, and for gradient learners the adaptation curve."""
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
@@ -103,7 +104,7 @@ def draw(run: Path, subject: Subject) -> list[Path]:
     with one_thread():
         made = [_draw_episode(folder / "episode.png", config, index, learner), _draw_losses(folder / "losses.png", run)]
         if isinstance(learner, GradientLearner):
-            made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner))
+            made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner, floor))
     return made
 
 
@@ -134,7 +135,7 @@ def _draw_losses(path: Path, run: Path) -> Path:
     return path
 
 
-def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner) -> Path:
+def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner, floor: float) -> Path:
     """Accuracy against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
     bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
@@ -153,7 +154,7 @@ def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: Gradi
         list(range(len(scores))),
         [found.mean for found in scores],
         [found.interval for found in scores],
-        1 / sampler.shape.ways,
+        floor,
     )
     return path
 

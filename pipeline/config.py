@@ -238,7 +238,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"config {path} holds {type(tree).__name__}, not keys with values")
     for override in overrides:
         _put(tree, override)
-    return parse(tree, str(path))
+    config = parse(tree, str(path))
+    # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
+    data = config.data.model_copy(update={"root": config.data.root.absolute()})
+    return config.model_copy(update={"runs": config.runs.absolute(), "data": data})
 
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:

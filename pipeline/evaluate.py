@@ -112,7 +112,7 @@ def find(target: Path, runs: Path) -> Path:
 
 def best(run: Path) -> Path:
     """The best checkpoint of a run by validation; the newest whole one where the best is damaged."""
-    newest, _ = checkpoint.latest(run / "checkpoints")
+    newest = checkpoint.latest(run / "checkpoints")
     chosen = run / "checkpoints" / f"step-{newest.state['best_step']:08d}"
     try:
         checkpoint.load(chosen)

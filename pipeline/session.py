@@ -34,9 +34,9 @@ def connected(workers: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local" and workers > cpus():
         raise InputError(f"workers.count = {workers}, but this machine has {cpus()} CPUs; lower it, or set RAY_ADDRESS")
-    # Each worker needs a CPU of its own; Ray's start-up notices say nothing that a user of metashard can act on.
+    # Ray's notices say nothing that a user of metashard can act on; a worker's error arrives as an exception.
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, configure_logging=True)
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except ConnectionError as error:
         raise InputError(
             f"RAY_ADDRESS = {address}: no cluster answers there ({error}); start one or unset it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,6 +60,8 @@ def fit(
     job = Job(dump(config), str(folder.absolute()), make_learner)
     is_alone = config.workers.count == 1 and config.workers.ray == "auto"
     with only_driver(folder), nullcontext() if is_alone else connected(config.workers.count):
+        for fault in checkpoint.faults(folder / "checkpoints"):
+            print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
         tell_start(folder, config, index)
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
         sender.start()
@@ -70,7 +73,7 @@ def fit(
                     work(job, device=device, report=lambda metrics: None)
                 else:
                     _on_ray(job, config)
-            newest, _ = checkpoint.latest(folder / "checkpoints")
+            newest = checkpoint.latest(folder / "checkpoints")
             if newest.state["stopped"] == ASKED:
                 status = "KILLED"
                 return Finished(folder, {}, stopped_text(folder, newest.step))

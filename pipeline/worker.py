@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -107,9 +106,7 @@ def _latest(folder: Path) -> checkpoint.Checkpoint | None:
     chosen: str | InputError | None = None
     if ranks.rank() == 0 and checkpoint.all_in(folder):
         try:
-            newest, faults = checkpoint.latest(folder)
-            for fault in faults:
-                print(f"warning: {fault}; going on from step {newest.step}", file=sys.stderr, flush=True)
+            newest = checkpoint.latest(folder)
             chosen = str(folder / f"step-{newest.step:08d}")
         except InputError as error:
             chosen = error

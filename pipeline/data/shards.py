@@ -42,7 +42,8 @@ class Shards:
         """The bytes of a sample's "image", "json" or "mask"; `InputError` if they are not those that were indexed."""
         shard, offset, size, crc = self.index.locate(row, role)
         try:
-            data = self._pread(self._file(shard).descriptor, offset, size)
+            file = self._file(shard)  # held until the bytes are there: another thread may drop it meanwhile
+            data = self._pread(file.descriptor, offset, size)
         except OSError as error:
             raise InputError(f"{self._what(row, role)}: {error.strerror}; is the disk still there?") from None
         if len(data) != size:

@@ -32,10 +32,10 @@ class Recorded:
         self.statistics: Statistics = {}
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        var, mean = torch.var_mean(x.detach(), axes, correction=0)
-        self.statistics[layer] = (mean, var)
-        return by_batch(layer, x)
+        # The same kernel as by_batch, which hands out what it computed: no second pass over the activations.
+        y, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)
+        self.statistics[layer] = (mean.detach(), inverse.detach().pow(-2) - EPS)
+        return y
 
 
 class Given:
@@ -61,7 +61,7 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return normalise(self.name, x) * self.weight.reshape(shape) + self.bias.reshape(shape)
+        return torch.addcmul(self.bias.reshape(shape), normalise(self.name, x), self.weight.reshape(shape))
 
 
 class Running(nn.Module):

@@ -30,24 +30,25 @@ def folder(path: str | Path) -> Source:
     """
     path = Path(path)
     if path.is_dir():
-        names, read = _walk(path), partial(_read_file, str(path))
+        stored, read = _walk(path), partial(_read_file, str(path))
     elif path.is_file():
-        names, read = _without_top(zip_names(path)), partial(read_zip, str(path))
+        stored, read = zip_names(path), partial(read_zip, str(path))
     else:
         raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
-    names = {shown: stored for shown, stored in names.items() if _is_image(shown, path)}
+    stored = sorted(name for name in stored if _is_image(name, path))
+    names = dict(zip(stored if path.is_dir() else _without_top(stored), stored, strict=True))
     for shown in names:
         if "/" not in shown:
             raise InputError(f"{path}: image {shown!r} lies in no class folder; move it into one")
     tops = {shown.split("/")[0] for shown in names}
     has_splits = bool(tops) and tops.issubset(SPLIT_FOLDERS) and all(shown.count("/") > 1 for shown in names)
     samples, splits = [], {}
-    for (shown, stored), key in zip(names.items(), keys_of(list(names)), strict=True):
+    for (shown, name), key in zip(names.items(), keys_of(list(names)), strict=True):
         label = str(PurePosixPath(shown).parent)
         if has_splits:
             split, label = label.split("/", 1)
             splits.setdefault(split, {})[label] = None
-        samples.append(sample(key, label, partial(read, stored), shown))
+        samples.append(sample(key, label, partial(read, name), shown))
     ordered = {split: list(splits[split]) for split in SPLIT_FOLDERS if split in splits}
     return Source(path.stem, samples, ordered)
 
@@ -96,7 +97,7 @@ def _decoded(read: partial[bytes], name: str) -> np.ndarray:
     return decode(read(), name)
 
 
-def _walk(root: Path) -> dict[str, str]:
+def _walk(root: Path) -> list[str]:
     names: list[str] = []
     seen: dict[tuple[int, int], str] = {}
     # Class folders are often links to another disk, so links are followed; one back to a parent would never end.
@@ -106,19 +107,17 @@ def _walk(root: Path) -> dict[str, str]:
             raise InputError(f"{place}: is the same folder as {first}; remove the link")
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         names += [os.path.relpath(os.path.join(place, name), root) for name in files]
-    return {name: name for name in sorted(names)}
+    return names
 
 
 def _unreadable(error: OSError) -> None:
     raise InputError(f"{error.filename}: folder cannot be read ({error.strerror}); mend its permissions") from None
 
 
-def _without_top(names: Sequence[str]) -> dict[str, str]:
-    """Names without the one folder that holds all of them, as zipping a folder makes it, and as they are stored."""
-    visible = sorted(name for name in names if not name.startswith("__MACOSX/"))
-    tops = {name.split("/")[0] for name in visible}
-    cut = len(tops) == 1 and visible and all(name.count("/") > 1 for name in visible)
-    return {name.split("/", 1)[1] if cut else name: name for name in visible}
+def _without_top(names: Sequence[str]) -> list[str]:
+    """Names without the one folder that holds all class folders, as zipping a folder makes it."""
+    cut = len({name.split("/")[0] for name in names}) == 1 and all(name.count("/") > 1 for name in names)
+    return [name.split("/", 1)[1] for name in names] if cut else list(names)
 
 
 def _is_image(name: str, where: Path) -> bool:

@@ -1,0 +1,245 @@
+"""Draws what a run looks like: arrays in, a PNG file out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+
+# Okabe and Ito's colours, which those who see no red and green can tell apart too.
+BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+MOST_WAYS, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
+CELL_IN, MARGIN_IN, LETTER_IN, LINE_IN = 0.8, 0.12, 0.083, 0.17
+LONGEST_NAME = 26
+
+
+class Cell(NamedTuple):
+    """One image of a grid, with a line below it, marked or not."""
+
+    row: int
+    column: float
+    image: np.ndarray
+    note: str
+    is_wrong: bool
+
+
+def sample_picture(
+    path: Path,
+    support: np.ndarray,
+    support_labels: Sequence[int],
+    query: np.ndarray,
+    query_labels: Sequence[int],
+    names: Sequence[str],
+) -> Path:
+    """An episode before anybody has looked at it: a row per class, its support images and its queries.
+
+    Images are (n, height, width, channels) or (n, channels, height, width) in 0…1; `names` by label.
+    """
+    support_cells, shots = _block(support, support_labels, MOST_SHOTS)
+    query_cells, queries = _block(query, query_labels, MOST_QUERIES, column=shots + 0.4)
+    notes = _left_out(names, support_labels, query_labels)
+    return _grid(path, support_cells + query_cells, names, shots, queries, f"{len(names)} classes{notes}")
+
+
+def episode_picture(
+    path: Path,
+    support: np.ndarray,
+    support_labels: Sequence[int],
+    query: np.ndarray,
+    query_labels: Sequence[int],
+    predictions: Sequence[int],
+    names: Sequence[str],
+) -> Path:
+    """An episode with what was predicted: a wrong one is framed and has a cross with the number of the class it was taken for.
+
+    Images are (n, height, width, channels) or (n, channels, height, width) in 0…1; `names` by label.
+    """
+    support_cells, shots = _block(support, support_labels, MOST_SHOTS)
+    query_cells, queries = _block(query, query_labels, MOST_QUERIES, column=shots + 0.4, predictions=predictions)
+    right = int((np.asarray(predictions) == np.asarray(query_labels)).sum())
+    notes = _left_out(names, support_labels, query_labels)
+    title = f"{right} of {len(query)} queries right; ✗ n: taken for class n{notes}"
+    return _grid(path, support_cells + query_cells, names, shots, queries, title)
+
+
+def adaptation_curve(
+    path: Path, steps: Sequence[int], accuracies: Sequence[float], intervals: Sequence[float], floor: float
+) -> Path:
+    """Accuracy (0…1) against inner steps with its 95 % intervals, over the untrained floor."""
+    figure, (axes,) = _figure(6.4, 4.0, rows=1)
+    _accuracy(axes, steps, accuracies, intervals, label="after adapting")
+    axes.axhline(100 * floor, color=GREY, linestyle="--", linewidth=1.2, label=f"untrained, {100 * floor:.1f} %")
+    axes.set_xlabel("inner steps")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9)
+    return _save(figure, path)
+
+
+def loss_curve(
+    path: Path,
+    steps: Sequence[int],
+    train_loss: Sequence[float],
+    validation: tuple[Sequence[int], Sequence[float], Sequence[float]],
+) -> Path:
+    """Training loss by meta-step, with its running median, above validation accuracy (0…1) with 95 % intervals.
+
+    `validation` is (steps, accuracies, intervals) and may be empty; losses that are not finite leave gaps.
+    """
+    at, accuracies, intervals = validation
+    figure, panels = _figure(6.4, 5.6 if len(at) else 3.6, rows=2 if len(at) else 1)
+    steps, losses = np.asarray(steps), np.asarray(train_loss, float)
+    losses = np.where(np.isfinite(losses), losses, np.nan)
+    panels[0].plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8, label="each meta-step")
+    if (width := max(1, len(losses) // 40)) > 1:
+        panels[0].plot(steps, _running_median(losses, width), color=BLUE, linewidth=1.8, label=f"median of {width}")
+    else:
+        panels[0].plot(steps, losses, color=BLUE, linewidth=0, marker=".", markersize=4)
+    panels[0].set_ylabel("training loss (nats)")
+    panels[0].legend(frameon=False, fontsize=9)
+    if len(at):
+        _accuracy(panels[1], at, accuracies, intervals, label="validation")
+        panels[1].sharex(panels[0])
+        panels[1].legend(frameon=False, fontsize=9, loc="lower right")
+        panels[0].tick_params(labelbottom=False)
+    panels[-1].set_xlabel("meta-steps")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return _save(figure, path)
+
+
+def _accuracy(
+    axes: Axes, steps: Sequence[int], values: Sequence[float], intervals: Sequence[float], *, label: str
+) -> None:
+    percent, spread = 100 * np.asarray(values, float), 100 * np.asarray(intervals, float)
+    axes.errorbar(
+        steps, percent, yerr=spread, color=ORANGE, marker="o", markersize=4, capsize=3, label=f"{label} ± 95 % interval"
+    )
+    axes.set_ylabel("accuracy (%)")
+
+
+def _running_median(values: np.ndarray, width: int) -> np.ndarray:
+    """The median of the finite values among the `width` around each; nan where there is none."""
+    padded = np.pad(values, (width // 2, width - 1 - width // 2), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)
+    some = np.isfinite(windows).any(1)
+    medians = np.full(len(values), np.nan)
+    medians[some] = np.nanmedian(windows[some], axis=1)
+    return medians
+
+
+def _block(
+    images: np.ndarray,
+    labels: Sequence[int],
+    most: int,
+    *,
+    column: float = 0,
+    predictions: Sequence[int] = (),
+) -> tuple[list[Cell], int]:
+    """Cells of the first `most` images of each class, a row per class, and how many columns they take."""
+    cells: list[Cell] = []
+    used: dict[int, int] = {}
+    for number, label in enumerate(int(label) for label in labels):
+        place = used.get(label, 0)
+        if place == most or label >= MOST_WAYS:
+            continue
+        used[label] = place + 1
+        is_wrong = len(predictions) > 0 and int(predictions[number]) != label
+        note = f"✗ {int(predictions[number]) + 1}" if is_wrong else ""
+        cells.append(Cell(label, column + place, _drawable(images[number]), note, is_wrong))
+    return cells, max(used.values(), default=0)
+
+
+def _left_out(names: Sequence[str], support_labels: Sequence[int], query_labels: Sequence[int]) -> str:
+    """What the grid has no room for, in words."""
+    parts = [f"{len(names) - MOST_WAYS} classes"] if len(names) > MOST_WAYS else []
+    for what, labels, most in (("support", support_labels, MOST_SHOTS), ("queries", query_labels, MOST_QUERIES)):
+        more = int(np.maximum(np.bincount(np.asarray(labels, int))[:MOST_WAYS] - most, 0).sum())
+        parts += [f"{more} {what}"] if more else []
+    return f"\nnot shown: {', '.join(parts)}" if parts else ""
+
+
+def _drawable(image: np.ndarray) -> np.ndarray:
+    """The image as (height, width) or (height, width, 3), whatever its axis order and channels."""
+    if image.shape[-1] > 4 and image.shape[0] <= 4:
+        image = np.moveaxis(image, 0, -1)
+    image = np.clip(np.asarray(image, float), 0, 1)
+    return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+
+
+def _grid(path: Path, cells: list[Cell], names: Sequence[str], shots: int, queries: int, title: str) -> Path:
+    """Rows of images under the headings "support" and "queries", the class names on the left."""
+    rows = min(len(names), MOST_WAYS)
+    labels = [f"{_legible(name)}  {number}" for number, name in enumerate(names[:rows], 1)]
+    name_in = LETTER_IN * max(len(label) for label in labels) + 2 * MARGIN_IN
+    head_in = LINE_IN * (title.count("\n") + 2) + 2 * MARGIN_IN
+    widest_line = LETTER_IN * max(len(line) for line in title.split("\n")) + 2 * MARGIN_IN
+    width = max(name_in + CELL_IN * (shots + 0.4 + queries) + MARGIN_IN, widest_line)
+    figure, (axes,) = _figure(width, head_in + CELL_IN * rows + MARGIN_IN, rows=1, tight=False)
+    # One pair of axes in units of a cell, so that hundreds of images cost no hundreds of axes.
+    axes.set_position((0, 0, 1, 1))
+    axes.set_xlim(-name_in / CELL_IN, (width - name_in) / CELL_IN)
+    axes.set_ylim(rows + MARGIN_IN / CELL_IN, -head_in / CELL_IN)
+    axes.axis("off")
+    text = {"fontsize": 9, "parse_math": False}
+    axes.text((MARGIN_IN - name_in) / CELL_IN, (MARGIN_IN - head_in) / CELL_IN, title, va="top", **text)
+    for start, heading in ((0.0, "support"), (shots + 0.4, "queries")):
+        axes.text(start + 0.04, -0.05, heading, va="bottom", color=GREY, **text)
+    for row, label in enumerate(labels):
+        axes.text(-MARGIN_IN / CELL_IN, row + 0.5, label, ha="right", va="center", **text)
+    for cell in cells:
+        _place(axes, cell)
+    return _save(figure, path)
+
+
+def _place(axes: Axes, cell: Cell) -> None:
+    height, width = cell.image.shape[:2]
+    room = 0.72 if cell.note else 0.92
+    scale = room / max(height, width)
+    x, y = cell.column + (1 - width * scale) / 2, cell.row + 0.04
+    y += 0 if cell.note else (0.92 - height * scale) / 2
+    box = (x, x + width * scale, y + height * scale, y)
+    colours = {"cmap": "gray", "vmin": 0, "vmax": 1} if cell.image.ndim == 2 else {}
+    axes.imshow(cell.image, extent=box, aspect="auto", interpolation="nearest", **colours)
+    line = {"color": ORANGE, "linewidth": 2.2} if cell.is_wrong else {"color": "#bbbbbb", "linewidth": 0.5}
+    axes.add_patch(Rectangle((x, y), width * scale, height * scale, fill=False, clip_on=False, **line))
+    axes.text(cell.column + 0.5, cell.row + 0.99, cell.note, ha="center", va="bottom", fontsize=8, color=ORANGE)
+
+
+@cache
+def _characters() -> frozenset[int]:
+    return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
+
+
+def _legible(name: str) -> str:
+    """The name as far as the font has its letters, others by their code point; its end where it is long."""
+    name = "".join(c if ord(c) in _characters() else f"\\u{ord(c):04x}" for c in name)
+    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
+
+
+def _figure(width: float, height: float, *, rows: int, tight: bool = True) -> tuple[Figure, Sequence[Axes]]:
+    """A figure of its own, in inches; without pyplot, so that no window system and no other thread is touched."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained" if tight else None)
+    FigureCanvasAgg(figure)
+    panels = [figure.add_subplot(rows, 1, row + 1) for row in range(rows)]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    return figure, panels
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the PNG and replace `path` in one move: a sender may be reading it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    figure.savefig(partial, format="png")
+    partial.replace(path)
+    return path
