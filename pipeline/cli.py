@@ -139,7 +139,7 @@ def train(
 
     chosen = configs.load(config, overrides or [])
     folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
-    finished = verb.run(chosen, resume=folder, watch=watching)
+    finished = verb.fit(chosen, resume=folder, watch=watching)
     print(finished.text)
 
 
@@ -157,15 +157,12 @@ def evaluate(
     import json as format
 
     from pipeline import evaluate as verb
-    from pipeline import report
 
     path = verb.find(target, runs)
-    result = verb.evaluate(verb.subject_of(path, data=data), split=split, episodes=episodes, workers=workers).as_json()
-    verb.keep(result, path, data=data)
-    if json:
-        print(format.dumps(result, indent=1))
-    else:
-        report.print_scores({path.name: result})
+    found = verb.evaluate(verb.subject_of(path, data=data), split=split, episodes=episodes, workers=workers)
+    if data is None:
+        verb.keep(found, path)
+    print(format.dumps(found.as_json(), indent=1) if json else found.table())
 
 
 @app.command(name="runs", epilog="Example: metashard runs")

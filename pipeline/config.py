@@ -318,6 +318,9 @@ def _sentence(fault: Any) -> str:
     key = ".".join(_without_kinds(location))
     if fault["type"] == "extra_forbidden":
         known = _known_keys(RunConfig)
+        if key in known:
+            kind = next(part for part in reversed(location[:-1]) if part not in key.split("."))
+            return f"{key}: no such key where kind is {kind}"
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if fault["type"] == "missing":

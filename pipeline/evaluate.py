@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import build, checkpoint, session
+from pipeline import build, checkpoint, session, spool, tracking
 from pipeline.build import MakeLearner
 from pipeline.config import RunConfig, dump, parse
 from pipeline.data.index import Index
@@ -42,6 +43,14 @@ class Evaluation(NamedTuple):
         ways, shots, queries = self.shape
         scores = {mode.value: {n: s._asdict() for n, s in metrics.items()} for mode, metrics in self.scores.items()}
         return {"split": self.split, "ways": ways, "shots": shots, "queries": queries, "step": self.step, **scores}
+
+    def table(self) -> str:
+        """The same as a few lines of text."""
+        ways, shots, queries = self.shape
+        head = f"{ways}-way {shots}-shot, {queries} queries per class, split {self.split!r}, checkpoint of step {self.step}"
+        rows = [f"{mode.value:<14}{n:<12}{s}" for mode, metrics in self.scores.items() for n, s in metrics.items()]
+        episodes = next(iter(self.scores[MODES[0]].values())).episodes
+        return "\n".join([f"{head}, {episodes} episodes, mean ± 95 % interval", *rows])
 
 
 def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Evaluation:
@@ -127,6 +136,25 @@ def subject_of(path: Path, *, data: Path | None = None) -> Subject:
     if data is not None:
         tree = {**tree, "data": {**tree["data"], "root": str(data)}}
     return Subject(dump(parse(tree, str(path))), str(path.absolute()))
+
+
+def keep(evaluation: Evaluation, path: Path) -> Path | None:
+    """Log an evaluation to the run whose checkpoint this is, and send it to the run's MLflow; where it is kept, if anywhere."""
+    run = path.parent.parent
+    if path.parent.name != "checkpoints" or not (run / spool.FILE).exists():
+        return None
+    folder = run / "evaluations"
+    folder.mkdir(exist_ok=True)
+    kept = folder / f"{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    write(evaluation.as_json(), kept)
+    told = spool.Spool(run)
+    for mode, metrics in evaluation.scores.items():
+        for name, found in metrics.items():
+            told.metrics(evaluation.step, {f"evaluate/{evaluation.split}/{mode.value}/{name}": found.mean})
+    told.artifact(kept, "evaluations")
+    told.close()
+    tracking.sync(run, uri=tracking.target_uri(run))
+    return kept
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -23,6 +23,9 @@ CELL_IN, MARGIN_IN, LETTER_IN, LINE_IN = 0.8, 0.12, 0.083, 0.17
 LONGEST_NAME = 26
 
 
+Images = np.ndarray | Sequence[np.ndarray]
+
+
 class Cell(NamedTuple):
     """One image of a grid, with a line below it, marked or not."""
 
@@ -35,15 +38,15 @@ class Cell(NamedTuple):
 
 def sample_picture(
     path: Path,
-    support: np.ndarray,
+    support: Images,
     support_labels: Sequence[int],
-    query: np.ndarray,
+    query: Images,
     query_labels: Sequence[int],
     names: Sequence[str],
 ) -> Path:
     """An episode before anybody has looked at it: a row per class, its support images and its queries.
 
-    Images are (n, height, width, channels) or (n, channels, height, width) in 0…1; `names` by label.
+    Images are (height, width, channels) or (channels, height, width) in 0…1; `names` by label.
     """
     support_cells, shots = _block(support, support_labels, MOST_SHOTS)
     query_cells, queries = _block(query, query_labels, MOST_QUERIES, column=shots + 0.4)
@@ -53,16 +56,16 @@ def sample_picture(
 
 def episode_picture(
     path: Path,
-    support: np.ndarray,
+    support: Images,
     support_labels: Sequence[int],
-    query: np.ndarray,
+    query: Images,
     query_labels: Sequence[int],
     predictions: Sequence[int],
     names: Sequence[str],
 ) -> Path:
     """An episode with what was predicted: a wrong one is framed and has a cross with the number of the class it was taken for.
 
-    Images are (n, height, width, channels) or (n, channels, height, width) in 0…1; `names` by label.
+    Images are (height, width, channels) or (channels, height, width) in 0…1; `names` by label.
     """
     support_cells, shots = _block(support, support_labels, MOST_SHOTS)
     query_cells, queries = _block(query, query_labels, MOST_QUERIES, column=shots + 0.4, predictions=predictions)
@@ -97,7 +100,7 @@ def loss_curve(
     """
     at, accuracies, intervals = validation
     figure, panels = _figure(6.4, 5.6 if len(at) else 3.6, rows=2 if len(at) else 1)
-    steps, losses = np.asarray(steps), np.asarray(train_loss, float)
+    losses = np.asarray(train_loss, float)
     losses = np.where(np.isfinite(losses), losses, np.nan)
     panels[0].plot(steps, losses, color=BLUE, alpha=0.3, linewidth=0.8, label="each meta-step")
     if (width := max(1, len(losses) // 40)) > 1:
@@ -137,7 +140,7 @@ def _running_median(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _block(
-    images: np.ndarray,
+    images: Images,
     labels: Sequence[int],
     most: int,
     *,

@@ -272,13 +272,13 @@ def _user() -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the pages that some libraries add."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """What an error says, without the pages that some libraries add and without the password of a URI in it."""
+    return plain_uri((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
 
 
 def plain_uri(uri: str) -> str:
     """The URI without user name and password, fit to be written to disk."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    return re.sub(r"(?<=://)[^/@\s]*@", "", uri)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -192,8 +192,9 @@ def records(run_dir: Path, start: int = 0) -> Iterator[tuple[int, Record]]:
                 record = json.loads(line)
             except ValueError:
                 record = None
-            whole = isinstance(record, dict) and "kind" in record
-            yield start, record if whole else {"kind": "damaged", "at": start - len(line), "size": len(line)}
+            if not isinstance(record, dict) or "kind" not in record:
+                record = {"kind": "damaged", "at": start - len(line), "size": len(line)}
+            yield start, record
 
 
 def history(run_dir: Path) -> History:

@@ -30,6 +30,7 @@ LOOK_EVERY_S = 1.0
 LONGEST_PAUSE_S = 30.0
 ORPHAN_S = 20.0
 GIVE_UP_AFTER = 3
+SYNC_WAIT_S = 10.0
 NICENESS = 5
 
 
@@ -99,7 +100,7 @@ def sync(run_dir: Path, *, uri: str) -> SyncReport:
         raise InputError(f"{run_dir} has no {spool.FILE}, so it is no run; `metashard runs` lists the runs")
     known = read_json(run_dir / TARGET_FILE)
     target = Target(uri, known.get("experiment", EXPERIMENT), known.get("name", run_dir.name))
-    with _only_sender(run_dir, wait_s=10) as is_ours:
+    with _only_sender(run_dir, wait_s=SYNC_WAIT_S) as is_ours:
         if not is_ours:
             return SyncReport(
                 run_id_of(run_dir), 0, (), False, "another process is sending this run; it is left to that one"
@@ -116,7 +117,7 @@ def sync(run_dir: Path, *, uri: str) -> SyncReport:
             # Law 7: whatever the server does, the report says what is missing; nothing is lost from the spool.
             except Exception as fault:
                 failures, error = failures + 1, first_line(fault)
-                time.sleep(0.5 * failures)
+                time.sleep(0.5 if failures < GIVE_UP_AFTER else 0)
         return SyncReport(shipment.sent.run_id, sent, tuple(shipment.refused), shipment.is_complete(), error)
 
 
@@ -135,6 +136,11 @@ def default_uri(runs: Path) -> str:
 def write_target(run_dir: Path, target: Target) -> None:
     """Note beside the spool where it goes, without passwords."""
     write_json(run_dir / TARGET_FILE, {**target._asdict(), "uri": plain_uri(target.uri)})
+
+
+def target_uri(run_dir: Path) -> str:
+    """The store that the run goes to, without passwords; empty if none is noted."""
+    return read_json(run_dir / TARGET_FILE).get("uri", "")
 
 
 def run_id_of(run_dir: Path) -> str:

@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,11 +55,15 @@ def fit(
         InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
     index = check(config, make_learner)
+    folder = None if resume is None else resumed_run(config, resume)
     uri = config.tracking.uri or tracking.default_uri(config.runs)
-    folder = new_run(config) if resume is None else resumed_run(config, resume)
-    job = Job(dump(config), str(folder.absolute()), make_learner)
     is_alone = config.workers.count == 1 and config.workers.ray == "auto"
-    with only_driver(folder), nullcontext() if is_alone else connected(config.workers.count):
+    with ExitStack() as held:
+        if not is_alone:
+            held.enter_context(connected(config.workers.count))
+        folder = folder or new_run(config)
+        held.enter_context(only_driver(folder))
+        job = Job(dump(config), str(folder.absolute()), make_learner)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
         tell_start(folder, config, index)

@@ -43,3 +43,12 @@ def glyphs_root(tmp_path_factory) -> Path:
                 )
     prepare.pack(str(place / "images"), place / "data", layout="folder", size=16, splits=place / "splits")
     return place / "data"
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """One Ray cluster for all tests that need one."""
+    from pipeline.session import connected
+
+    with connected(2):
+        yield

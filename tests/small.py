@@ -102,5 +102,6 @@ def small_config(root: Path, runs: Path, **sections) -> RunConfig:
         "workers": {"threads": 1},
     }
     for name, values in sections.items():
-        tree[name] = {**tree.get(name, {}), **values} if isinstance(values, dict) else values
+        is_part = isinstance(values, dict) and "kind" not in values
+        tree[name] = {**tree.get(name, {}), **values} if is_part else values
     return parse(tree, "test")

@@ -88,12 +88,13 @@ class _Scanner:
     def __init__(self, shard: str, class_field: str):
         self.shard, self.class_field = shard, class_field
         self.rows: list[tuple] = []
-        self.faults: list[str] = []
         self.ignored: Counter[str] = Counter()
         self.first: tuple[str, _Picture] | None = None
         self._key = ""
         self._parts: dict[str, Member] = {}
         self._seen: dict[str, set[str]] = {}
+        self._scattered: set[str] = set()
+        self._faults: list[tuple[str, str]] = []
 
     def wanted(self, name: str) -> bool:
         """Whether a member is looked into; pickles never are."""
@@ -120,6 +121,7 @@ class _Scanner:
         if key != self._key:
             if seen:
                 self._fault(f"the members of sample {key!r} are not adjacent ({member.name!r} lies apart)")
+                self._scattered.add(key)
                 seen.add(extension)
                 return
             self.finish()
@@ -147,7 +149,7 @@ class _Scanner:
                 raise InputError(f"has no image member, only {', '.join(sorted(self._parts))}")
             self._row(roles)
         except InputError as error:
-            self._fault(f"sample {self._key!r} {error}")
+            self._fault(f"sample {self._key!r} {error}", self._key)
         self._parts = {}
 
     def _row(self, roles: dict[str, Member]) -> None:
@@ -185,8 +187,13 @@ class _Scanner:
             raise InputError(f"has class {label!r}; a class name is one line without blanks at its ends")
         return label
 
-    def _fault(self, what: str) -> None:
-        self.faults.append(f"{self.shard}: {what}")
+    @property
+    def faults(self) -> list[str]:
+        """All faults so far; what a scattered sample lacks is not told twice."""
+        return [fault for key, fault in self._faults if key not in self._scattered]
+
+    def _fault(self, what: str, key: str = "") -> None:
+        self._faults.append((key, f"{self.shard}: {what}"))
 
 
 def _role(extension: str) -> str | None:

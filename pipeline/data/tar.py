@@ -26,6 +26,7 @@ _KINDS = {
     _SPARSE: "a sparse file",
 }
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+_OTHER_NUMBERS = ((100, 108), (108, 116), (116, 124), (136, 148))  # mode, owner, group, time of change
 _LONGEST_NAME = 1 << 20
 _ZERO = bytes(BLOCK)
 
@@ -67,21 +68,26 @@ class Walk:
         while (block := self._header()) is not None:
             kind, at = block[156:157], self._at - BLOCK
             length = _number(block[124:136]) if size is None or kind in (_PAX, _GNU_NAME) else size
-            if length is None:
-                self._fault(at, "a member's size is no number")
+            if length is None or length < 0 or any(_number(block[a:b]) is None for a, b in _OTHER_NUMBERS):
+                self._fault(at, "a header with a field that is no number")
                 name = size = None
             elif length > self.size - self._at:
                 self._fault(at, f"truncated: {self.size - self._at} bytes are left of a member of {length}")
                 return
             elif kind in (_PAX, _GNU_NAME):
                 name, size = self._extended(kind, length, at, name, size)
-            elif kind in (_PAX_GLOBAL, _GNU_LINK):
+            elif kind == _PAX_GLOBAL:
+                if {"path", "size"} & self._records(kind, length, at).keys():
+                    self._fault(at, "a global header that renames or resizes members")
+            elif kind == _GNU_LINK:
                 self._skip(length)
             else:
                 yield from self._member(block, name, length, at)
                 name = size = None
             if not self._padding():
                 return
+        if name is not None or size is not None:
+            self._fault(self._at, "truncated: an extended header has no member after it")
 
     def _member(self, block: bytes, name: str | None, length: int, at: int) -> Iterator[Member]:
         kind = block[156:157]
@@ -107,7 +113,8 @@ class Walk:
         while self._at < self.size:
             start, block = self._at, self._read(BLOCK)
             if len(block) < BLOCK:
-                self._fault(start, "truncated inside a header" if any(block) else "truncated inside the end mark")
+                cut = "truncated inside a header" if any(block) else "truncated inside the end mark"
+                self._fault(start, _damage(block) if block.startswith(_COMPRESSED) else cut)
                 return None
             if _sound(block):
                 return block
@@ -130,25 +137,33 @@ class Walk:
             self._fault(place, "truncated inside the end mark")
         return zeros
 
-    def _extended(self, kind, length, at, name, size) -> tuple[str | None, int | None]:
-        """Name and size for the next member from a pax or GNU long-name header."""
+    def _extended(
+        self, kind: bytes, length: int, at: int, name: str | None, size: int | None
+    ) -> tuple[str | None, int | None]:
+        """Name and size for the next member, from an extended header and those before it."""
+        records = self._records(kind, length, at)
+        # Readers differ in which of two names they take.
+        if (name is not None and "path" in records) or (size is not None and "size" in records):
+            self._fault(at, "a second extended header for one member")
+        return records.get("path", name), int(records["size"]) if "size" in records else size
+
+    def _records(self, kind: bytes, length: int, at: int) -> dict[str, str]:
+        """What a pax or GNU long-name header says; nothing if it is damaged."""
         if length > _LONGEST_NAME:
             self._fault(at, f"an extended header of {length} bytes")
             self._skip(length)
-            return None, None
+            return {}
         data = self._read(length)
         try:
-            if kind == _GNU_NAME:
-                return data.rstrip(b"\0").decode(), size
-            records = _pax(data)
-            if any(key.startswith("GNU.sparse") for key in records):
-                self._fault(at, "a sparse file, not an ordinary one")
+            records = {"path": data.rstrip(b"\0").decode()} if kind == _GNU_NAME else _pax(data)
             if not records.get("size", "0").isdecimal():
                 raise ValueError(f"size {records['size']!r}")
-            return records.get("path", name), int(records["size"]) if "size" in records else size
+            if any(key.startswith("GNU.sparse") for key in records):
+                raise ValueError("a sparse file")
         except ValueError as error:
             self._fault(at, f"a damaged extended header ({error})")
-            return None, None
+            return {}
+        return records
 
     def _padding(self) -> bool:
         missing = -self._at % BLOCK
@@ -187,8 +202,7 @@ def _sound(block: bytes) -> bool:
 
 def _number(field: bytes) -> int | None:
     if field[0] in (0x80, 0xFF):
-        number = int.from_bytes(field[1:], "big")
-        return number if field[0] == 0x80 else None
+        return int.from_bytes(field[1:] if field[0] == 0x80 else field, "big", signed=field[0] == 0xFF)
     text = field.split(b"\0")[0].strip()
     if not text or text.strip(b"01234567"):
         return 0 if not text else None
@@ -197,7 +211,9 @@ def _number(field: bytes) -> int | None:
 
 def _name(block: bytes) -> str | None:
     name = block[:100].split(b"\0")[0]
-    prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
+    prefix = block[345:500].split(b"\0")[0]
+    if prefix and block[257:263] != b"ustar\0":
+        return None  # what stands there in other dialects is taken for a name by some readers
     try:
         return (prefix + b"/" + name if prefix else name).decode()
     except UnicodeDecodeError:
@@ -206,7 +222,7 @@ def _name(block: bytes) -> str | None:
 
 def _trouble(name: str | None) -> str | None:
     if name is None:
-        return "a member's name is not UTF-8"
+        return "a member's name cannot be read"
     if not name or not name.isprintable():
         return f"member name {name!r} is empty or has control characters"
     if name[0] in "/\\" or name[1:2] == ":":

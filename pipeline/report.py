@@ -1,0 +1,314 @@
+"""The verbs `runs`, `ui`, `sync` and `show`: what there is to see of runs and data sets."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import pictures, spool, tracking
+from pipeline.data.index import FOLDER as INDEX_FOLDER
+from pipeline.data.index import Index
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.noise import Noise, Purpose
+from pipeline.shipment import plain_uri, read_json
+
+# A run of whose writers nothing can be seen, as on another machine, counts as interrupted after this silence.
+SILENCE_S = 120
+USUAL_PORT = 5000
+START_S = 60
+WAYS, SAMPLES = 5, 10
+
+
+class RunRow(NamedTuple):
+    """A line of `metashard runs`; accuracies are 0…1, nan where there is none yet."""
+
+    id: str
+    name: str
+    status: str
+    started: datetime
+    steps: int
+    planned: str
+    validation: float
+    test: float
+    interval: float
+
+
+def runs(root: Path) -> list[RunRow]:
+    """The runs in a folder, the newest first, read from their spools.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"runs = {root}: no such folder; `metashard train` makes it, --runs names another")
+    rows = [_row(folder) for folder in run_folders(root)]
+    return sorted(rows, key=lambda row: row.started, reverse=True)
+
+
+def run_folders(root: Path) -> list[Path]:
+    """The folders of runs below `root`."""
+    return sorted(file.parent for file in root.glob(f"*/{spool.FILE}"))
+
+
+def _row(run: Path) -> RunRow:
+    past, result = spool.history(run), read_json(run / "result.json")
+    scores = [value for value in past.series.get("validation/score", {}).values() if value == value]
+    test = result["test"][result["mode"]]["accuracy"] if result else {}
+    return RunRow(
+        id=run.name,
+        name=past.params.get("name", run.name),
+        status="INTERRUPTED" if past.status == "RUNNING" and not _is_alive(run) else past.status,
+        started=datetime.fromtimestamp(past.started_ms / 1000),
+        steps=max(past.series.get("train/loss", {}), default=0),
+        planned=past.params.get("meta.steps", "?"),
+        validation=max(scores, default=float("nan")),
+        test=test.get("mean", float("nan")),
+        interval=test.get("interval", float("nan")),
+    )
+
+
+def _is_alive(run: Path) -> bool:
+    if spool.is_open(run) or time.time() - (run / spool.FILE).stat().st_mtime < SILENCE_S:
+        return True
+    try:
+        # Held by whoever drives the run, also while nothing is tracked, as during an evaluation.
+        with (run / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def print_runs(rows: Sequence[RunRow]) -> None:
+    """A table of runs; in a pipe it is as wide as it needs to be."""
+    if not rows:
+        print("no runs yet; start one with: metashard train CONFIG")
+        return
+    table = Table("run", "status", "started", "meta-steps", "best validation", "test ± 95 %", box=box.SIMPLE_HEAD)
+    for row in rows:
+        test = "–" if row.test != row.test else f"{100 * row.test:.2f} ± {100 * row.interval:.2f} %"
+        best = "–" if row.validation != row.validation else f"{100 * row.validation:.2f} %"
+        started = f"{row.started:%Y-%m-%d %H:%M}"
+        table.add_row(row.id, row.status.lower(), started, f"{row.steps}/{row.planned}", best, test)
+    _print(table)
+
+
+def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """A table of evaluations: by name what `Evaluation.as_json` gives."""
+    table = Table("checkpoint", "episodes", "mode", "metric", "mean ± 95 %", box=box.SIMPLE_HEAD)
+    for name, result in results.items():
+        shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+        for mode, metrics in result.items():
+            if not isinstance(metrics, Mapping):
+                continue
+            for metric, found in metrics.items():
+                # Accuracies are shares; a loss is in nats.
+                share = metric != "loss"
+                factor, unit = (100, " %") if share else (1, "")
+                score = f"{factor * found['mean']:.2f} ± {factor * found['interval']:.2f}{unit}"
+                table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, score)
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240
+    console.print(table)
+
+
+def sync(root: Path, run: Path | None, uri: str) -> Iterator[str]:
+    """Send what MLflow has not, of one run (a folder, or an id under `root`) or of all; yields a line for each.
+
+    An empty `uri` stands for the one the run was started with.
+
+    Raises:
+        InputError: there is no such run; or, after all were tried, MLflow did not take everything.
+    """
+    folders = run_folders(root) if run is None else [run if run.exists() else root / run]
+    short = 0
+    for folder in folders:
+        known = read_json(folder / tracking.TARGET_FILE).get("uri", "")
+        chosen = uri or known or tracking.default_uri(root)
+        done = tracking.sync(folder, uri=chosen)
+        short += not done.complete
+        state = "complete" if done.complete else f"NOT complete: {done.error}"
+        yield f"{folder.name}: {done.sent} records sent to {plain_uri(chosen)}; {state}"
+        for reason in done.refused:
+            yield f"{folder.name}: MLflow refuses {reason}"
+    if not folders:
+        yield f"no runs in {root}"
+    if short:
+        raise InputError(
+            f"{short} of {len(folders)} runs are not complete in MLflow; see to the server, then sync again"
+        )
+
+
+def ui(root: Path, uri: str, port: int) -> None:
+    """Serve MLflow's pages of a store on this machine until Ctrl-C; port 0 takes 5000 or else a free one.
+
+    Raises:
+        InputError: there is no store yet, or the port is taken.
+    """
+    uri = uri or tracking.default_uri(root)
+    if uri.startswith(("http://", "https://")):
+        print(f"MLflow is at {plain_uri(uri)}")
+        return
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        raise InputError(f"{uri}: no MLflow store there; train first, or name one with --uri or --runs")
+    with serving(uri, _usable_port(port), root / "ui.log") as (address, process):
+        print(f"MLflow is at {address}  (Ctrl-C ends it)", flush=True)
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            return
+    raise RuntimeError(f"MLflow's server ended by itself; its last words are in {root / 'ui.log'}")
+
+
+@contextmanager
+def serving(uri: str, port: int, log: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """An MLflow server on loopback for a database; it answers when the block begins and is gone when the block ends."""
+    address = f"http://127.0.0.1:{port}"
+    artifacts = ["--artifacts-destination", str(log.parent.absolute() / "mlartifacts")]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # The URI may hold a password, so it does not go on the command line, where all users see it.
+    environment = {**os.environ, **quiet, "MLFLOW_BACKEND_STORE_URI": uri}
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command + artifacts,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        _await_answer(address, process, log)
+        yield address, process
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        _end_group(process)
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _await_answer(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    raise RuntimeError(f"MLflow's server did not start: {last} (all of it: {log})")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """End a process and those it started: MLflow's command only launches the real server."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+        except ProcessLookupError:
+            break
+        deadline = time.monotonic() + 5
+        while _group_lives(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    process.wait()
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _usable_port(port: int) -> int:
+    """`port` if it is free; for 0 the usual one, or else one that the system gives."""
+    if not 0 <= port < 65536:
+        raise InputError(f"--port {port}: ports go from 1 to 65535")
+    for candidate in (port,) if port else (USUAL_PORT, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", candidate))
+            except OSError as error:
+                reason = error.strerror
+                continue
+            return probe.getsockname()[1]
+    raise InputError(f"--port {port} cannot be had: {reason}; leave it out to take a free one")
+
+
+def show(target: Path, out: Path) -> list[Path]:
+    """Draw an episode of a data set into the PNG file `out`; or list a run's pictures, copied if `out` is no PNG but a folder.
+
+    Raises:
+        InputError: the target is neither, or has nothing to show.
+    """
+    if (target / INDEX_FOLDER).is_dir():
+        return [_draw_episode(Index.open(target), out)]
+    if not (target / spool.FILE).exists():
+        raise InputError(f"{target} is neither a packed data set nor a run; pack images first, or see `metashard runs`")
+    found = sorted((target / "pictures").glob("*.png"))
+    if not found:
+        raise InputError(f"{target} has no pictures yet; they are drawn when its training ends")
+    if out.suffix == ".png":
+        return found
+    out.mkdir(parents=True, exist_ok=True)
+    return [Path(shutil.copy(file, out)) for file in found]
+
+
+def _draw_episode(index: Index, out: Path) -> Path:
+    """Up to five classes of the test split, or of the first, with up to five support and five query samples each."""
+    split = "test" if "test" in index.splits else next(iter(index.splits))
+    classes = index.splits[split]
+    classes = classes[index.counts[classes] >= 2]
+    if len(classes) < 2:
+        raise InputError(f"split {split!r} of {index.root} has fewer than 2 classes of 2 samples; there is no episode")
+    noise, shards = Noise(0, Purpose.EPISODE), Shards(index)
+    chosen = [int(classes[number]) for number in noise.subset(len(classes), min(WAYS, len(classes)))]
+    sides: tuple[list, list, list, list] = ([], [], [], [])
+    for label, class_id in enumerate(chosen):
+        rows = index.postings(class_id)
+        picked = noise.subset(len(rows), min(SAMPLES, len(rows)))
+        for number, position in enumerate(picked):
+            side = 2 if number >= len(picked) // 2 else 0
+            sides[side].append(_unit(shards.image(int(rows[position]))))
+            sides[side + 1].append(label)
+    return pictures.sample_picture(out, *sides, [index.class_names[class_id] for class_id in chosen])
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    """The image with values in 0…1."""
+    if np.issubdtype(image.dtype, np.integer):
+        return image / np.iinfo(image.dtype).max
+    low, high = float(image.min()), float(image.max())
+    return image if 0 <= low and high <= 1 else (image - low) / (high - low)

@@ -1,0 +1,64 @@
+"""Runs a function on several ranks: real processes, a gloo group, no Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+LIMIT_S = 120
+
+
+def on_ranks(world: int, function: Callable[..., Any], *args) -> list[Any]:
+    """`function(*args)` on every rank; the results in the order of the ranks. The function must be importable."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        pipes = [context.Pipe(duplex=False) for _ in range(world)]
+        ranks = [
+            context.Process(target=_rank, args=(n, world, f"file://{folder}/store", pipes[n][1], function, args))
+            for n in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        try:
+            results = []
+            for receiver, _ in pipes:
+                assert receiver.poll(LIMIT_S), "a rank did not answer"
+                results.append(receiver.recv())
+            for process in ranks:
+                process.join(LIMIT_S)
+        finally:
+            for process in ranks:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+    failed = [result for result in results if isinstance(result, BaseException)]
+    if failed:
+        raise failed[0]
+    return results
+
+
+def _rank(number: int, world: int, store: str, pipe: Any, function: Callable[..., Any], args: tuple) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=store, rank=number, world_size=world)
+    try:
+        pipe.send(function(*args))
+    except BaseException as error:
+        pipe.send(error)
+    finally:
+        dist.destroy_process_group()
+
+
+def work_here(config: dict[str, Any], run: str) -> int:
+    """One worker of a run, as under Ray; returns how many reports it made."""
+    from pipeline.worker import Job, work
+
+    Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
+    reports: list[dict[str, float]] = []
+    work(Job(config, run), device=torch.device("cpu"), report=reports.append)
+    return len(reports)

@@ -1,0 +1,82 @@
+"""What the tests of the loop run on every rank."""
+
+from __future__ import annotations
+
+import torch
+from small import episode, make
+
+from pipeline import ranks
+from pipeline.data.loader import Share
+from pipeline.data.sampler import assign
+from pipeline.engine import Engine, Plan
+from pipeline.judging import Score
+from pipeline.loop import Budget, Hooks, Progress, meta_step, meta_train, wrap
+
+BATCH = 8
+
+
+class Feed:
+    """Episodes of noise; those in `broken` (step, number) have a NaN in a query image."""
+
+    waited_s = 0.0
+
+    def __init__(self, dtype: torch.dtype, broken: frozenset[tuple[int, int]] = frozenset()):
+        self.dtype, self.broken = dtype, broken
+        self.numbers = assign([1] * BATCH, ranks.world())[ranks.rank()]
+
+    def share(self, step: int, *, last: int) -> Share:
+        made = []
+        for number in self.numbers:
+            one = episode(step * BATCH + number).to("cpu", self.dtype)
+            if (step, number) in self.broken:
+                one.query.inputs[0, 0, 0, 0] = float("nan")
+            made.append(one)
+        return Share(self.numbers, made)
+
+
+def one_gradient(name: str, dtype: torch.dtype, plan: Plan) -> list[float]:
+    """The reduced meta-gradient of the first step."""
+    learner = make(name).to(dtype)
+    engine = Engine(learner, plan)
+    module = wrap(engine)
+    share = Feed(dtype).share(0, last=1)
+    meta_step(module, engine, share.episodes, scale=ranks.world() / BATCH)
+    return torch.cat([p.grad.flatten() for p in learner.parameters()]).tolist()
+
+
+def some_steps(
+    name: str, steps: int, plan: Plan, broken: frozenset[tuple[int, int]] = frozenset(), stop_on: int = -1
+) -> dict[str, object]:
+    """Losses, final values and progress of a short run; rank `stop_on` asks to stop in its third step."""
+    learner = make(name)
+    losses: list[float] = []
+    asked: list[int] = []
+
+    def stop_asked() -> bool:
+        asked.append(1)
+        return ranks.rank() == stop_on and len(asked) == 3
+
+    hooks = Hooks(
+        place=lambda e: e,
+        rate=lambda step: 1e-2,
+        validate=lambda: Score(0.0, 0.0, 2),
+        record=lambda step, values: (
+            losses.append(values.get("train/loss", float("nan"))) if "train/loss" in values else None
+        ),
+        save=lambda progress: None,
+        stop_asked=stop_asked,
+    )
+    budget = Budget(
+        steps=steps, batch=BATCH, clip=10.0, skip_limit=3, validate_every=100, patience=0, checkpoint_every=100
+    )
+    progress = meta_train(
+        Engine(learner, plan),
+        torch.optim.Adam(learner.parameters()),
+        Feed(torch.float64, broken),
+        budget=budget,
+        hooks=hooks,
+        progress=Progress(),
+        device=torch.device("cpu"),
+    )
+    values = torch.cat([value.flatten() for value in learner.state_dict().values()]).tolist()
+    return {"losses": losses, "values": values, "progress": progress}

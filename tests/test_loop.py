@@ -1,0 +1,55 @@
+"""Laws 2, 5 and 9 over real ranks: the same meta-gradient for any number of workers, and all ranks decide together."""
+
+import math
+
+import pytest
+import torch
+from gloo import on_ranks
+from ranked import one_gradient, some_steps
+from small import relative
+
+from pipeline.engine import Plan
+from pipeline.loop import Diverged
+
+LOOP = Plan("loop", 1)
+
+
+@pytest.mark.parametrize("name,plan", [("maml", LOOP), ("maml-max-pool", Plan("vmap", 2)), ("prototypes", LOOP)])
+def test_one_two_and_three_workers_give_the_same_meta_gradient(name, plan):
+    """Meta-batch 8: three workers have unequal shares."""
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        alone = torch.tensor(one_gradient(name, dtype, LOOP), dtype=torch.float64)
+        for world in (2, 3):
+            for found in on_ranks(world, one_gradient, name, dtype, plan):
+                assert relative(torch.tensor(found, dtype=torch.float64), alone) < bound
+
+
+@pytest.mark.parametrize("name", ["maml", "prototypes"])
+def test_losses_over_twenty_steps_do_not_depend_on_the_number_of_workers(name):
+    alone = some_steps(name, 20, LOOP)
+    for world in (2, 3):
+        for found in on_ranks(world, some_steps, name, 20, LOOP):
+            assert found["losses"] == pytest.approx(alone["losses"], rel=1e-8)
+            assert found["values"] == pytest.approx(alone["values"], rel=1e-6, abs=1e-9)
+    assert alone["losses"][-1] < alone["losses"][0]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all():
+    broken = frozenset({(1, 0)})
+    results = on_ranks(2, some_steps, "maml", 4, LOOP, broken)
+    assert results[0]["values"] == results[1]["values"]
+    assert all(math.isfinite(value) for value in results[0]["values"])
+    assert [result["progress"].skipped for result in results] == [1, 1]
+    assert [math.isnan(loss) for loss in results[0]["losses"]] == [False, True, False, False]
+
+
+def test_too_many_in_a_row_stop_the_run_with_a_report():
+    broken = frozenset((step, 3) for step in range(9))
+    with pytest.raises(Diverged, match="3 meta-steps in a row"):
+        some_steps("maml", 9, LOOP, broken)
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step():
+    results = on_ranks(2, some_steps, "maml", 9, LOOP, frozenset(), 1)
+    assert [result["progress"].step for result in results] == [3, 3]
+    assert {result["progress"].stopped for result in results} == {"asked to stop"}
