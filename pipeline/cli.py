@@ -157,12 +157,16 @@ def evaluate(
     import json as format
 
     from pipeline import evaluate as verb
+    from pipeline import report
 
     path = verb.find(target, runs)
     found = verb.evaluate(verb.subject_of(path, data=data), split=split, episodes=episodes, workers=workers)
     if data is None:
         verb.keep(found, path)
-    print(format.dumps(found.as_json(), indent=1) if json else found.table())
+    if json:
+        print(format.dumps(found.as_json(), indent=1))
+    else:
+        report.print_scores({path.name: found.as_json()})
 
 
 @app.command(name="runs", epilog="Example: metashard runs")

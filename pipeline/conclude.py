@@ -116,10 +116,10 @@ def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner)
     pictures.episode_picture(
         path,
         episode.support.inputs.numpy(),
-        episode.support.targets.numpy(),
+        episode.support.targets.tolist(),
         episode.query.inputs.numpy(),
-        episode.query.targets.numpy(),
-        predict(episode.query.inputs).argmax(-1).numpy(),
+        episode.query.targets.tolist(),
+        predict(episode.query.inputs).argmax(-1).tolist(),
         [index.class_names[number] for number in drawn.classes],
     )
     return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -12,18 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic_core import PydanticCustomError
 
 from pipeline.errors import InputError
+
+LARGEST = 2**31 - 1
+"""No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
+
+
+def _number(value: Any) -> Any:
+    # pydantic takes true for 1, and YAML takes yes and on for true.
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "input should be a number, not true or false")
+    return value
+
+
+Number = BeforeValidator(_number)
+NonNegativeInt = Annotated[int, Number, Field(ge=0, le=LARGEST)]
+PositiveInt = Annotated[int, Number, Field(ge=1, le=LARGEST)]
+AtLeastTwo = Annotated[int, Number, Field(ge=2, le=LARGEST)]
+PositiveFloat = Annotated[FiniteFloat, Number, Field(gt=0)]
 
 
 class Config(BaseModel):
@@ -36,7 +46,7 @@ class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
     root: Path
-    ways: Annotated[int, Field(ge=2)] = 5
+    ways: AtLeastTwo = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15
     rotations: bool = False
@@ -105,14 +115,14 @@ LearnerConfig = Annotated[GradientConfig | PrototypeConfig, Field(discriminator=
 class AdamConfig(Config):
     kind: Literal["adam"] = "adam"
     lr: PositiveFloat = 1e-3
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    weight_decay: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
 
 
 class MomentumConfig(Config):
     kind: Literal["sgd"] = "sgd"
     lr: PositiveFloat = 0.1
-    momentum: Annotated[FiniteFloat, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[FiniteFloat, Field(ge=0)] = 0.0
+    momentum: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
 
 
 OptimizerConfig = Annotated[AdamConfig | MomentumConfig, Field(discriminator="kind")]
@@ -124,14 +134,14 @@ class ConstantConfig(Config):
 
 class CosineConfig(Config):
     kind: Literal["cosine"] = "cosine"
-    floor: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.01
+    floor: Annotated[FiniteFloat, Number, Field(ge=0, le=1)] = 0.01
     """Share of the rate that is left at the end."""
 
 
 class StepConfig(Config):
     kind: Literal["step"] = "step"
     every: PositiveInt = 1000
-    factor: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.5
+    factor: Annotated[FiniteFloat, Number, Field(gt=0, le=1)] = 0.5
 
 
 ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig, Field(discriminator="kind")]
@@ -162,10 +172,10 @@ class ValidationConfig(Config):
 class EvaluateConfig(Config):
     """Episodes on which the result is measured; what is not named is as in training."""
 
-    ways: Annotated[int, Field(ge=2)] | None = None
+    ways: AtLeastTwo | None = None
     shots: PositiveInt | None = None
     queries: PositiveInt | None = None
-    episodes: Annotated[int, Field(ge=2)] = 600
+    episodes: AtLeastTwo = 600
     mode: Literal["inductive", "transductive"] = "inductive"
     """The figure by which checkpoints are chosen; both are reported."""
 
@@ -227,13 +237,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         InputError: the file, an override or a value is not usable; an unknown key is named with the nearest known one.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(
             f"config {path} cannot be read: {error.strerror}; name a YAML file, as configs/train/…"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
+    tree = _values(content, f"config {path} is not YAML")
     if not isinstance(tree, dict):
         raise InputError(f"config {path} holds {type(tree).__name__}, not keys with values")
     for override in overrides:
@@ -246,19 +255,28 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
     """A config from plain values; `where` names their origin in errors."""
-    _check_names(tree)
     try:
+        _check_text(tree)
         return RunConfig.model_validate(tree)
+    except InputError:
+        raise
     except ValidationError as error:
-        raise InputError(f"{where}: " + "; ".join(_sentence(fault) for fault in error.errors())) from error
+        sentences = "; ".join(_sentence(fault) for fault in error.errors(include_url=False))
+        raise InputError(_one_line(f"{where}: {sentences}")) from error
+    except RecursionError as error:
+        raise InputError(f"{where}: keys inside keys without end; a config is four deep at most") from error
 
 
-def _check_names(tree: Any, path: str = "") -> None:
+def _check_text(tree: Any, path: str = "") -> None:
+    """Keys are names, and texts fit JSON, file systems and a line of a message."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str):
-                raise InputError(f"config key {path}{key!r} is a {type(key).__name__}, not a name")
-            _check_names(value, f"{path}{key}.")
+                raise InputError(_one_line(f"config key {path}{key!r} is a {type(key).__name__}, not a name"))
+            _check_text(key, f"key {path}")
+            _check_text(value, f"{path}{key}.")
+    elif isinstance(tree, str) and not tree.isprintable():
+        raise InputError(f"config {path.rstrip('.')} {_shown(tree)} holds characters that cannot be printed; leave them out")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
@@ -291,25 +309,28 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
+def _values(text: str | bytes, fault: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except Exception as error:  # PyYAML lets through what its parts stumble over: ValueError for 2020-13-45, KeyError …
+        raise InputError(f"{fault}: {_one_line(str(error))}") from error
+
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
 def _put(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"override {override!r} is not key=value, as in meta.steps=500")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"override {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"override {_shown(override)} is not key=value, as in meta.steps=500")
     # YAML 1.1 reads 1e-3 as a string; a person means a number.
-    if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            pass
+    number = _EXPONENT.fullmatch(text.strip())
+    value = float(text) if number else _values(text, f"override {_shown(override)}: the value is not YAML")
     *path, last = key.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise InputError(f"override {override!r}: {part!r} is a value, it has no key {last!r}")
+            raise InputError(f"override {_shown(override)}: {part!r} is a value, it has no key {last!r}")
     tree[last] = value
 
 
@@ -325,8 +346,27 @@ def _sentence(fault: Any) -> str:
         return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
     if fault["type"] == "missing":
         return f"{key} is missing"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.kind is missing"
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.kind = {fault['ctx']['tag']!r}: input should be one of {fault['ctx']['expected_tags']}"
     message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key} = {fault['input']!r}: {message}"
+    return f"{key} = {_shown(fault['input'])}: {message}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no integer of more than 4,300 digits
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+_SHOWN = 200
 
 
 def _without_kinds(location: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from pipeline.episode import Batch, Episode, Outcome
 from pipeline.learners.learner import Learner
@@ -57,7 +58,7 @@ class Engine(nn.Module):
             if self.plan.mode == "vmap" and len(episodes) > 1:
                 return self._together(episodes)
             outcomes = [self.learner.outcome(episode) for episode in episodes]
-        return _summed(torch.utils._pytree.tree_map(lambda *parts: torch.stack(parts), *outcomes))
+        return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 
     def _together(self, episodes: Sequence[Episode]) -> Outcome:
         ways = episodes[0].ways
@@ -74,7 +75,7 @@ def _summed(stacked: Outcome) -> Outcome:
     def total(tensor: Tensor) -> Tensor:
         return tensor.sum(0)
 
-    return torch.utils._pytree.tree_map(total, stacked)
+    return tree_map(total, stacked)
 
 
 def measure(learner: Learner, episodes: Sequence[Episode], autocast: torch.dtype | None = None) -> Plan:

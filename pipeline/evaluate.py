@@ -16,6 +16,7 @@ from pipeline.build import MakeLearner
 from pipeline.config import RunConfig, dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.sampler import Shape
 from pipeline.errors import InputError
 from pipeline.judging import Score, judged, score
 from pipeline.learners.learner import Learner, Mode
@@ -36,21 +37,13 @@ class Evaluation(NamedTuple):
 
     scores: dict[Mode, dict[str, Score]]
     split: str
-    shape: tuple[int, int, int]
+    shape: Shape
     step: int
 
     def as_json(self) -> dict[str, Any]:
         ways, shots, queries = self.shape
         scores = {mode.value: {n: s._asdict() for n, s in metrics.items()} for mode, metrics in self.scores.items()}
         return {"split": self.split, "ways": ways, "shots": shots, "queries": queries, "step": self.step, **scores}
-
-    def table(self) -> str:
-        """The same as a few lines of text."""
-        ways, shots, queries = self.shape
-        head = f"{ways}-way {shots}-shot, {queries} queries per class, split {self.split!r}, checkpoint of step {self.step}"
-        rows = [f"{mode.value:<14}{n:<12}{s}" for mode, metrics in self.scores.items() for n, s in metrics.items()]
-        episodes = next(iter(self.scores[MODES[0]].values())).episodes
-        return "\n".join([f"{head}, {episodes} episodes, mean ± 95 % interval", *rows])
 
 
 def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Evaluation:
@@ -72,7 +65,7 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     rows = [by_number[number] for number in range(episodes)]
     scores = {mode: {n: score([row[mode][n] for row in rows]) for n in rows[0][mode]} for mode in MODES}
     step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
-    return Evaluation(scores, split, tuple(build.evaluation_shape(config)), step)
+    return Evaluation(scores, split, build.evaluation_shape(config), step)
 
 
 def restored(subject: Subject) -> tuple[RunConfig, Index, Learner]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from pipeline import ranks
 from pipeline.engine import Engine, chunks
@@ -111,9 +112,9 @@ def meta_step(module: nn.Module, engine: Engine, episodes: Sequence[Episode], *,
             outcome = module(part)
             forward_s += time.perf_counter() - began
             (outcome.loss * scale).backward()
-        outcomes.append(torch.utils._pytree.tree_map(torch.Tensor.detach, outcome))
-    total = torch.utils._pytree.tree_map(lambda *tensors: torch.stack(tensors).sum(0), *outcomes)
-    return StepSums(*total, forward_s)
+        outcomes.append(tree_map(torch.Tensor.detach, outcome))
+    loss, metrics, statistics = tree_map(lambda *tensors: torch.stack(tensors).sum(0), *outcomes)
+    return StepSums(loss, metrics, statistics, forward_s)
 
 
 def meta_train(

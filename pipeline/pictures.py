@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 MOST_WAYS, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
 CELL_IN, MARGIN_IN, LETTER_IN, LINE_IN = 0.8, 0.12, 0.083, 0.17
-LONGEST_NAME = 26
+LONGEST_NAME = 34
 
 
 Images = np.ndarray | Sequence[np.ndarray]
@@ -43,6 +43,8 @@ def sample_picture(
     query: Images,
     query_labels: Sequence[int],
     names: Sequence[str],
+    *,
+    title: str,
 ) -> Path:
     """An episode before anybody has looked at it: a row per class, its support images and its queries.
 
@@ -51,7 +53,7 @@ def sample_picture(
     support_cells, shots = _block(support, support_labels, MOST_SHOTS)
     query_cells, queries = _block(query, query_labels, MOST_QUERIES, column=shots + 0.4)
     notes = _left_out(names, support_labels, query_labels)
-    return _grid(path, support_cells + query_cells, names, shots, queries, f"{len(names)} classes{notes}")
+    return _grid(path, support_cells + query_cells, names, shots, queries, title + notes)
 
 
 def episode_picture(

@@ -255,6 +255,7 @@ def _usable_port(port: int) -> int:
     """`port` if it is free; for 0 the usual one, or else one that the system gives."""
     if not 0 <= port < 65536:
         raise InputError(f"--port {port}: ports go from 1 to 65535")
+    reason = ""
     for candidate in (port,) if port else (USUAL_PORT, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -303,7 +304,9 @@ def _draw_episode(index: Index, out: Path) -> Path:
             side = 2 if number >= len(picked) // 2 else 0
             sides[side].append(_unit(shards.image(int(rows[position]))))
             sides[side + 1].append(label)
-    return pictures.sample_picture(out, *sides, [index.class_names[class_id] for class_id in chosen])
+    names = [index.class_names[class_id] for class_id in chosen]
+    title = f"{index.name}: {len(chosen)} of the {len(index.splits[split])} classes of split {split}"
+    return pictures.sample_picture(out, *sides, names, title=title)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:
@@ -311,4 +314,4 @@ def _unit(image: np.ndarray) -> np.ndarray:
     if np.issubdtype(image.dtype, np.integer):
         return image / np.iinfo(image.dtype).max
     low, high = float(image.min()), float(image.max())
-    return image if 0 <= low and high <= 1 else (image - low) / (high - low)
+    return image if 0 <= low and high <= 1 else (image - low) / max(high - low, 1e-12)

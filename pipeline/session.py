@@ -59,12 +59,13 @@ def _check(workers: int) -> None:
 def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:
     """`function(*call)` for every call, as Ray tasks of one CPU each; results in the order of the calls."""
     import ray
+    from ray.exceptions import RayTaskError
 
     with connected(workers):
         remote = ray.remote(num_cpus=1, max_retries=2)(function)
         try:
             return ray.get([remote.remote(*call) for call in calls])
-        except ray.exceptions.RayTaskError as error:
+        except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from error
             raise

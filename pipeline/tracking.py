@@ -176,8 +176,8 @@ def system_metrics() -> dict[str, float]:
             metrics[f"gpu_{number}_memory_usage_percentage"] = 100 * (total - free) / total
             try:
                 metrics[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
-            except (ModuleNotFoundError, RuntimeError):
-                # NVIDIA's management library may be missing, or hidden from a container.
+            # NVIDIA's management library may be missing, or refuse with errors of its own, as for a part of a GPU.
+            except Exception:
                 continue
     return metrics
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -266,6 +267,23 @@ def test_system_metrics_are_finite_floats():
     found = tracking.system_metrics()
     assert {"cpu_utilization_percentage", "process_memory_usage_megabytes", "disk_usage_percentage"} <= set(found)
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values())
+
+
+def test_gpus_are_told_of_where_torch_uses_them(monkeypatch):
+    def refused(number: int) -> int:
+        raise RuntimeError("not for a part of a GPU")
+
+    cuda = SimpleNamespace(
+        is_available=lambda: True,
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        mem_get_info=lambda number: (3e9, 4e9),
+        utilization=lambda number: 70 if number else refused(number),
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    found = tracking.system_metrics()
+    assert found["gpu_0_memory_usage_megabytes"] == 1000.0 and found["gpu_1_memory_usage_percentage"] == 25.0
+    assert found["gpu_1_utilization_percentage"] == 70.0 and "gpu_0_utilization_percentage" not in found
 
 
 def test_no_mlflow_is_imported_by_those_who_train():

@@ -179,8 +179,9 @@ class _Scanner:
         elif "cls" in self._parts:
             label = _text(self._parts["cls"])
         else:
-            known = ", ".join([*sorted(fields), *sorted(self._parts)])
-            raise InputError(f"has no {self.class_field!r}; give --class-field, one of {known}")
+            known = [*sorted(fields), *sorted(extension for extension in self._parts if _role(extension) is None)]
+            hint = f"give --class-field, one of {', '.join(known)}" if known else "give it a JSON member with its class"
+            raise InputError(f"has no {self.class_field!r}; {hint}")
         if isinstance(label, bool) or not isinstance(label, str | int):
             raise InputError(f"has class {label!r}; a class is a text or a whole number")
         if not (label := str(label)) or not label.isprintable() or label != label.strip():

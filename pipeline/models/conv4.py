@@ -42,7 +42,7 @@ class Conv4(nn.Module):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
         self.features = width * size**2 if self.flatten else width
         # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
         """(samples, channels, height, width) -> (samples, features)"""

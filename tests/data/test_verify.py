@@ -63,8 +63,8 @@ BAD = {
     "block device": (special("x.png", tarfile.BLKTYPE), "'x.png' is a block device"),
     "pipe": (special("x.png", tarfile.FIFOTYPE), "'x.png' is a pipe"),
     "no image": ([A], "'s007' has no image member, only json"),
-    "no class": ([("zzz.png", B[1])], "'zzz' has no 'class'; give --class-field"),
-    "other field": ([("zzz.json", b'{"cls": 3}'), ("zzz.png", B[1])], "one of cls, json, png"),
+    "no class": ([("zzz.png", B[1])], "'zzz' has no 'class'; give it a JSON member"),
+    "other field": ([("zzz.json", b'{"kind": 3}'), ("zzz.png", B[1])], "give --class-field, one of kind"),
     "strange class": ([("zzz.json", b'{"class": [1]}'), ("zzz.png", B[1])], r"has class \[1\]"),
     "blank class": ([("zzz.json", b'{"class": " "}'), ("zzz.png", B[1])], "has class ' '"),
     "no JSON": ([("zzz.json", b'{"class'), ("zzz.png", B[1])], "damaged JSON in 'zzz.json'"),
@@ -182,7 +182,7 @@ def test_all_faults_are_listed_not_the_first(tmp_path):
         "character device",
         "is absolute",
         "50000 x 50000",
-        "not adjacent",
+        "occurs twice",
         "y.tar: sample 'yyy'",
     ):
         assert name in faults

@@ -1,0 +1,278 @@
+"""Claim: a meta-step of ours takes less time than the fastest plain loop over tasks, than TorchOpt and than higher.
+
+    python benchmarks/throughput.py [--quick]
+
+Second-order MAML on conv4-64, 28 × 28 pixels, 5-way 1-shot, one inner step. All contenders have the same weights, the same
+episodes, all threads of one process and the same outer optimizer. They must agree on the meta-gradient in float64
+before anything is timed; then they take turns, so that a disturbance of the machine hits all of them alike.
+Episodes lie in memory: reading is another claim (loading.py). TorchOpt and higher take part where they are installed
+(extra `bench`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.engine import Engine, measure
+from pipeline.episode import Batch, Episode
+from pipeline.learners.estimators import unrolled
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.initials import Learned
+from pipeline.learners.rules import Sgd
+from pipeline.loop import meta_step
+from pipeline.models.conv4 import BLOCKS, Conv4
+from pipeline.models.network import Network
+from pipeline.models.norm import EPS
+from pipeline.tasks.classification import Classification
+
+SIZE, WAYS = 28, 5
+OURS, LOOP = "metashard", "plain loop"
+
+
+class Setting(NamedTuple):
+    """A model and the episodes of a meta-step; `queries` per class."""
+
+    name: str
+    downsample: Literal["stride", "max_pool"]
+    queries: int
+    batch: int
+    lr: float
+    width: int = 64
+
+
+SETTINGS = (
+    Setting("Omniglot MAML: stride, 1 query, meta-batch 32", "stride", 1, 32, 0.4),
+    Setting("max-pool, 15 queries, meta-batch 4", "max_pool", 15, 4, 0.01),
+)
+
+
+class Contender(NamedTuple):
+    """`backward(episodes)` adds the gradient of the mean query loss to `parameters`."""
+
+    name: str
+    parameters: list[nn.Parameter]
+    backward: Callable[[Sequence[Episode]], None]
+
+
+class Native(nn.Module):
+    """The same network from PyTorch's own layers: norm with scale and shift in one kernel."""
+
+    def __init__(self, setting: Setting, features: int):
+        super().__init__()
+        self.stride = 2 if setting.downsample == "stride" else 1
+        channels = [1] + [setting.width] * BLOCKS
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, self.stride, padding=1, bias=False)
+            for before, after in zip(channels, channels[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(setting.width, eps=EPS, track_running_stats=False) for _ in range(BLOCKS)
+        )
+        self.head = nn.Linear(features, WAYS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x))
+            x = F.relu(x if self.stride == 2 else F.max_pool2d(x, 2))
+        return self.head(x.mean((2, 3)) if self.stride == 2 else x.flatten(1))
+
+
+def plain_forward(setting: Setting, weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """`Native.forward` with its parameters as a list: without the overhead of calling modules with other weights."""
+    stride = 2 if setting.downsample == "stride" else 1
+    for block in range(BLOCKS):
+        x = F.conv2d(x, weights[block], stride=stride, padding=1)
+        scale, shift = weights[BLOCKS + 2 * block : BLOCKS + 2 * block + 2]
+        x = F.batch_norm(x, None, None, scale, shift, True, eps=EPS)
+        x = F.relu(x if stride == 2 else F.max_pool2d(x, 2))
+    return F.linear(x.mean((2, 3)) if stride == 2 else x.flatten(1), *weights[-2:])
+
+
+def episodes_of(setting: Setting, dtype: torch.dtype) -> list[Episode]:
+    """A meta-batch of noisy images whose brightness tells the class a little."""
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(each: int) -> Batch:
+        targets = torch.arange(WAYS).repeat_interleave(each)
+        images = torch.rand(len(targets), 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+        return Batch((images + targets[:, None, None, None] / WAYS).to(dtype), targets)
+
+    return [Episode(batch(1), batch(setting.queries), WAYS) for _ in range(setting.batch)]
+
+
+def ours(setting: Setting, dtype: torch.dtype) -> Contender:
+    """The path of `metashard train`, with the plan that its engine chooses by measuring."""
+    torch.manual_seed(0)
+    features = "mean" if setting.downsample == "stride" else "flatten"
+    encoder = Conv4(channels=1, width=setting.width, size=SIZE, downsample=setting.downsample, features=features)
+    model, task = Network(encoder, nn.Linear(encoder.features, WAYS)), Classification()
+    learner = GradientLearner(
+        model,
+        task,
+        initial=Learned(model, ".*"),
+        rule=Sgd(setting.lr),
+        estimate=unrolled,
+        steps=1,
+        test_steps=1,
+    ).to(dtype)
+    plan = measure(learner, episodes_of(setting, dtype))
+    engine = Engine(learner, plan)
+    name = f"{OURS} ({plan.mode} × {plan.chunk})"
+    return Contender(
+        name, list(model.parameters()), lambda e: void(meta_step(engine, engine, e, scale=1 / setting.batch))
+    )
+
+
+def void(_) -> None:
+    """Drop a result."""
+
+
+def native_of(setting: Setting, base: Contender, layout: torch.memory_format) -> Native:
+    """Native layers with the weights of `base`, in a memory layout."""
+    native = Native(setting, base.parameters[-2].shape[1]).to(base.parameters[0].dtype)
+    with torch.no_grad():
+        for own, other in zip(native.parameters(), base.parameters, strict=True):
+            own.copy_(other)
+    return native.to(memory_format=layout)
+
+
+def plain(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
+    """What learn2learn does: clone the weights, differentiate through the inner step, one backward a task."""
+    parameters = list(native_of(setting, base, layout).parameters())
+
+    def backward(episodes: Sequence[Episode]) -> None:
+        for support, query, _ in episodes:
+            fast = [parameter.clone() for parameter in parameters]
+            loss = F.cross_entropy(plain_forward(setting, fast, support.inputs), support.targets)
+            gradients = torch.autograd.grad(loss, fast, create_graph=True)
+            fast = [weight - setting.lr * gradient for weight, gradient in zip(fast, gradients, strict=True)]
+            loss = F.cross_entropy(plain_forward(setting, fast, query.inputs), query.targets)
+            (loss / len(episodes)).backward()
+
+    layout_name = "channels last" if layout is torch.channels_last else "channels first"
+    return Contender(f"{LOOP}, {layout_name}", parameters, backward)
+
+
+def with_torchopt(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
+    """TorchOpt's MetaSGD, as in its MAML example."""
+    import torchopt
+
+    model = native_of(setting, base, layout)
+    inner = torchopt.MetaSGD(model, lr=setting.lr)
+    parameters = list(model.parameters())
+    start, state = (torchopt.extract_state_dict(thing, by="reference") for thing in (model, inner))
+
+    def backward(episodes: Sequence[Episode]) -> None:
+        for support, query, _ in episodes:
+            inner.step(F.cross_entropy(model(support.inputs), support.targets))
+            (F.cross_entropy(model(query.inputs), query.targets) / len(episodes)).backward()
+            torchopt.recover_state_dict(model, start)
+            torchopt.recover_state_dict(inner, state)
+
+    return Contender(f"torchopt {torchopt.__version__}", parameters, backward)
+
+
+def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
+    """higher's innerloop_ctx, as in its MAML example."""
+    import higher
+
+    model = native_of(setting, base, layout)
+    optimizer = torch.optim.SGD(model.parameters(), lr=setting.lr)
+
+    def backward(episodes: Sequence[Episode]) -> None:
+        for support, query, _ in episodes:
+            with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (fast, inner):
+                inner.step(F.cross_entropy(fast(support.inputs), support.targets))
+                (F.cross_entropy(fast(query.inputs), query.targets) / len(episodes)).backward()
+
+    return Contender("higher", list(model.parameters()), backward)
+
+
+def contenders(setting: Setting, dtype: torch.dtype) -> list[Contender]:
+    """Ours first, then the others, all with the same weights."""
+    base = ours(setting, dtype)
+    layouts = torch.contiguous_format, torch.channels_last
+    made = [base, *(plain(setting, base, layout) for layout in layouts)]
+    # The libraries get the layout in which the plain loop is faster here.
+    seconds = [min(timed(other, episodes_of(setting, dtype)) for _ in range(3)) for other in made[1:]]
+    best = layouts[seconds.index(min(seconds))]
+    for package, make in (("torchopt", with_torchopt), ("higher", with_higher)):
+        if importlib.util.find_spec(package):
+            made.append(make(setting, base, best))
+    return made
+
+
+def gradient(contender: Contender, episodes: Sequence[Episode]) -> Tensor:
+    """The meta-gradient in one vector."""
+    for parameter in contender.parameters:
+        parameter.grad = None
+    contender.backward(episodes)
+    return torch.cat([parameter.grad.flatten() for parameter in contender.parameters])
+
+
+def check(setting: Setting) -> None:
+    """Stop unless all contenders compute the same meta-gradient in float64."""
+    episodes = episodes_of(setting, torch.float64)
+    first, *others = contenders(setting, torch.float64)
+    expected = gradient(first, episodes)
+    for other in others:
+        error = ((gradient(other, episodes) - expected).norm() / expected.norm()).item()
+        if not error < 1e-8:
+            raise SystemExit(f"{other.name}: its meta-gradient differs from ours by {error:.1e}; nothing was timed")
+
+
+def timed(contender: Contender, episodes: Sequence[Episode], outer: torch.optim.Optimizer | None = None) -> float:
+    """Seconds of one meta-step, the outer update included if there is one."""
+    began = time.perf_counter()
+    for parameter in contender.parameters:
+        parameter.grad = None
+    contender.backward(episodes)
+    if outer is not None:
+        outer.step()
+    return time.perf_counter() - began
+
+
+def run(setting: Setting, repeats: int) -> None:
+    """Check, time in turns, print the table."""
+    check(setting)
+    episodes, rivals = episodes_of(setting, torch.float32), contenders(setting, torch.float32)
+    outers = [torch.optim.Adam(rival.parameters, lr=1e-3) for rival in rivals]
+    seconds = []
+    for turn in range(repeats + 1):
+        row = [0.0] * len(rivals)
+        for place in range(len(rivals)):
+            at = (turn + place) % len(rivals)
+            row[at] = timed(rivals[at], episodes, outers[at])
+        seconds.append(row)
+    columns = list(zip(*seconds[1:], strict=True))
+    print(f"\n{setting.name}; {torch.get_num_threads()} threads, {repeats} repeats")
+    print(f"{'':30}{'meta-steps/s':>14}{'episodes/s':>12}{'ours is':>12}   (middle half of the pairs)")
+    for rival, column in zip(rivals, columns, strict=True):
+        median = statistics.median(column)
+        ratios = [theirs / own for theirs, own in zip(column, columns[0], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        print(f"{rival.name:30}{1 / median:14.2f}{setting.batch / median:12.1f}{middle:10.2f} ×   ({low:.2f} – {high:.2f})")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    arguments = parser.parse_args()
+    for setting in SETTINGS:
+        if arguments.quick:
+            setting = setting._replace(name=f"{setting.name} (tiny)", width=4, queries=1, batch=3)
+        run(setting, 2 if arguments.quick else arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""The command line as a user calls it: real processes, real files, exit codes, one line per error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small import small_config
+
+from pipeline import checkpoint
+from pipeline.config import dump
+
+LIMIT_S = 180
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "pipeline.cli", *map(str, args)]
+
+
+def metashard(*args: object, where: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), cwd=where, capture_output=True, text=True, timeout=LIMIT_S)
+
+
+def config_file(place: Path, root: Path, **sections) -> Path:
+    path = place / "run.yaml"
+    tree = dump(small_config(root, place / "runs", **sections))
+    path.write_text(json.dumps(tree))
+    return path
+
+
+def error_of(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line on standard error, of a call that ended with 2 and told nothing else."""
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    return line
+
+
+def test_pack_verify_show_train_evaluate_runs(tmp_path, glyphs_root):
+    """The main path: images to an MLflow run."""
+    images = glyphs_root.parent / "images"
+    rule = "train=0.7,val=0.15,test=0.15"
+    packed = metashard("pack", images, "data", "--size", 16, "--rule", rule, where=tmp_path)
+    assert packed.returncode == 0 and "624 samples (16 × 16 × 1, raw), 52 classes" in packed.stdout
+    assert metashard("verify", "data", where=tmp_path).stdout.strip() == "data: no fault"
+    shown = metashard("show", "data", "--out", "episode.png", where=tmp_path)
+    assert shown.returncode == 0 and (tmp_path / "episode.png").read_bytes().startswith(b"\x89PNG")
+
+    config = config_file(tmp_path, tmp_path / "data")
+    trained = metashard("train", config, "meta.steps=4", where=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "training: 4/4 meta-steps" in trained.stderr and "untrained" in trained.stdout
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if (path / "checkpoints").is_dir()]
+    judged = metashard("evaluate", run.name, "--episodes", 6, "--json", where=tmp_path)
+    result = json.loads(judged.stdout)
+    assert result["inductive"]["accuracy"]["episodes"] == 6 and 0 <= result["transductive"]["accuracy"]["mean"] <= 1
+    assert run.name in metashard("runs", where=tmp_path).stdout
+
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("metashard")
+    (tracked,) = client.search_runs([experiment.experiment_id])
+    assert tracked.info.status == "FINISHED" and tracked.data.params["meta.steps"] == "4"
+    assert [m.step for m in client.get_metric_history(tracked.info.run_id, "train/loss")] == [1, 2, 3, 4]
+    assert {"evaluate/test/inductive/accuracy", "test/inductive/accuracy"} <= set(tracked.data.metrics)
+    assert {"pictures", "checkpoint", "config.yaml"} <= {a.path for a in client.list_artifacts(tracked.info.run_id)}
+
+
+def test_ctrl_c_saves_and_resume_goes_on(tmp_path, glyphs_root):
+    config = config_file(tmp_path, glyphs_root, checkpoint={"every": 5}, validation={"every": 10_000})
+    endless = subprocess.Popen(
+        command("train", config, "meta.steps=100000"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + LIMIT_S
+    while not list(tmp_path.glob("runs/*/checkpoints/step-00000005")):
+        assert endless.poll() is None and time.monotonic() < deadline, endless.communicate()
+        time.sleep(0.05)
+    endless.send_signal(signal.SIGINT)
+    out, err = endless.communicate(timeout=LIMIT_S)
+    assert "go on with: metashard train" in out and "Traceback" not in err
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if (path / "checkpoints").is_dir()]
+    reached = checkpoint.latest(run / "checkpoints").step
+    refused = metashard("train", config, f"meta.steps={reached + 2}", "--resume", run.name, where=tmp_path)
+    assert f"meta.steps: 100000 -> {reached + 2}" in error_of(refused)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("meta.stepz=5", "meta.stepz: no such key; did you mean meta.steps?"),
+        ("meta.steps=many", "meta.steps = 'many'"),
+        ("meta.batch=0", "meta.batch = 0"),
+        ("data.root=/nowhere", "/nowhere"),
+        ("data.ways=99", "fewer than ways = 99"),
+        ("data.shots=99", "shots + queries = 101"),
+        ("workers.count=64 meta.batch=64", "workers.count = 64"),
+        ("workers.count=9", "smaller than workers.count = 9"),
+        ("learner.adapts=nothing", "matches no parameter"),
+        ("runs=/proc/nothing", "/proc/nothing"),
+    ],
+)
+def test_bad_configs_are_one_line_and_start_nothing(tmp_path, glyphs_root, override, said):
+    config = config_file(tmp_path, glyphs_root)
+    line = error_of(metashard("train", config, *override.split(), where=tmp_path))
+    assert said in line and not (tmp_path / "runs").exists()
+
+
+def test_a_config_that_is_not_there_or_not_yaml(tmp_path):
+    assert "nothing.yaml" in error_of(metashard("train", "nothing.yaml", where=tmp_path))
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    assert "is not YAML" in error_of(metashard("train", "bad.yaml", where=tmp_path))
+
+
+def test_verify_lists_all_faults_and_exits_with_2(tmp_path, glyphs_root):
+    import shutil
+
+    shutil.copytree(glyphs_root, tmp_path / "data")
+    (tar,) = (tmp_path / "data").glob("*.tar")
+    blob = bytearray(tar.read_bytes())
+    for at in (2000, len(blob) // 2):
+        blob[at] ^= 0xFF
+    tar.write_bytes(bytes(blob))
+    done = metashard("verify", "data", where=tmp_path)
+    assert done.returncode == 2 and len(done.stdout.strip().splitlines()) >= 2
+
+
+def test_a_taken_port_is_an_input_error(tmp_path, glyphs_root):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "runs").mkdir()
+        assert str(port) in error_of(metashard("ui", "--port", port, where=tmp_path))
+
+
+def test_every_verb_shows_an_example(tmp_path):
+    from typer.main import get_command
+
+    from pipeline.cli import app
+
+    for name, verb in get_command(app).commands.items():
+        assert verb.epilog and verb.epilog.startswith(f"Example: metashard {name}"), name
+
+
+def test_two_drivers_of_one_run_are_refused(tmp_path, glyphs_root):
+    from pipeline.errors import InputError
+    from pipeline.train import new_run, only_driver
+
+    run = new_run(small_config(glyphs_root, tmp_path))
+    with only_driver(run), pytest.raises(InputError, match="another process"), only_driver(run):
+        pass
+    assert os.path.exists(run / "lock")
