@@ -35,7 +35,6 @@ from pipeline.models.norm import EPS
 from pipeline.tasks.classification import Classification
 
 SIZE, WAYS = 28, 5
-OURS, LOOP = "metashard", "plain loop"
 
 
 class Setting(NamedTuple):
@@ -63,38 +62,28 @@ class Contender(NamedTuple):
     backward: Callable[[Sequence[Episode]], None]
 
 
-class Native(nn.Module):
-    """The same network from PyTorch's own layers: norm with scale and shift in one kernel."""
-
-    def __init__(self, setting: Setting, features: int):
-        super().__init__()
-        self.stride = 2 if setting.downsample == "stride" else 1
-        channels = [1] + [setting.width] * BLOCKS
-        self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, self.stride, padding=1, bias=False)
-            for before, after in zip(channels, channels[1:], strict=False)
-        )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(setting.width, eps=EPS, track_running_stats=False) for _ in range(BLOCKS)
-        )
-        self.head = nn.Linear(features, WAYS)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = norm(conv(x))
-            x = F.relu(x if self.stride == 2 else F.max_pool2d(x, 2))
-        return self.head(x.mean((2, 3)) if self.stride == 2 else x.flatten(1))
-
-
-def plain_forward(setting: Setting, weights: Sequence[Tensor], x: Tensor) -> Tensor:
-    """`Native.forward` with its parameters as a list: without the overhead of calling modules with other weights."""
+def forward(setting: Setting, weights: Sequence[Tensor], x: Tensor) -> Tensor:
+    """The same network in PyTorch's own functions: norm with scale and shift in one kernel, no modules to walk through."""
     stride = 2 if setting.downsample == "stride" else 1
     for block in range(BLOCKS):
         x = F.conv2d(x, weights[block], stride=stride, padding=1)
-        scale, shift = weights[BLOCKS + 2 * block : BLOCKS + 2 * block + 2]
-        x = F.batch_norm(x, None, None, scale, shift, True, eps=EPS)
+        x = F.batch_norm(x, None, None, *weights[BLOCKS + 2 * block : BLOCKS + 2 * block + 2], True, eps=EPS)
         x = F.relu(x if stride == 2 else F.max_pool2d(x, 2))
     return F.linear(x.mean((2, 3)) if stride == 2 else x.flatten(1), *weights[-2:])
+
+
+class Native(nn.Module):
+    """`forward` as the module that TorchOpt and higher want, with the weights of `base` in a memory layout."""
+
+    def __init__(self, setting: Setting, base: Contender, layout: torch.memory_format):
+        super().__init__()
+        self.setting, self.names = setting, [f"weight{number}" for number in range(len(base.parameters))]
+        for name, weight in zip(self.names, base.parameters, strict=True):
+            self.register_parameter(name, nn.Parameter(weight.detach().clone()))
+        self.to(memory_format=layout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward(self.setting, [getattr(self, name) for name in self.names], x)
 
 
 def episodes_of(setting: Setting, dtype: torch.dtype) -> list[Episode]:
@@ -116,57 +105,39 @@ def ours(setting: Setting, dtype: torch.dtype) -> Contender:
     encoder = Conv4(channels=1, width=setting.width, size=SIZE, downsample=setting.downsample, features=features)
     model, task = Network(encoder, nn.Linear(encoder.features, WAYS)), Classification()
     learner = GradientLearner(
-        model,
-        task,
-        initial=Learned(model, ".*"),
-        rule=Sgd(setting.lr),
-        estimate=unrolled,
-        steps=1,
-        test_steps=1,
+        model, task, initial=Learned(model, ".*"), rule=Sgd(setting.lr), estimate=unrolled, steps=1, test_steps=1
     ).to(dtype)
     plan = measure(learner, episodes_of(setting, dtype))
     engine = Engine(learner, plan)
-    name = f"{OURS} ({plan.mode} × {plan.chunk})"
-    return Contender(
-        name, list(model.parameters()), lambda e: void(meta_step(engine, engine, e, scale=1 / setting.batch))
-    )
 
+    def backward(episodes: Sequence[Episode]) -> None:
+        meta_step(engine, engine, episodes, scale=1 / len(episodes))
 
-def void(_) -> None:
-    """Drop a result."""
-
-
-def native_of(setting: Setting, base: Contender, layout: torch.memory_format) -> Native:
-    """Native layers with the weights of `base`, in a memory layout."""
-    native = Native(setting, base.parameters[-2].shape[1]).to(base.parameters[0].dtype)
-    with torch.no_grad():
-        for own, other in zip(native.parameters(), base.parameters, strict=True):
-            own.copy_(other)
-    return native.to(memory_format=layout)
+    return Contender(f"metashard ({plan.mode} × {plan.chunk})", list(model.parameters()), backward)
 
 
 def plain(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
     """What learn2learn does: clone the weights, differentiate through the inner step, one backward a task."""
-    parameters = list(native_of(setting, base, layout).parameters())
+    parameters = list(Native(setting, base, layout).parameters())
 
     def backward(episodes: Sequence[Episode]) -> None:
         for support, query, _ in episodes:
             fast = [parameter.clone() for parameter in parameters]
-            loss = F.cross_entropy(plain_forward(setting, fast, support.inputs), support.targets)
+            loss = F.cross_entropy(forward(setting, fast, support.inputs), support.targets)
             gradients = torch.autograd.grad(loss, fast, create_graph=True)
             fast = [weight - setting.lr * gradient for weight, gradient in zip(fast, gradients, strict=True)]
-            loss = F.cross_entropy(plain_forward(setting, fast, query.inputs), query.targets)
+            loss = F.cross_entropy(forward(setting, fast, query.inputs), query.targets)
             (loss / len(episodes)).backward()
 
-    layout_name = "channels last" if layout is torch.channels_last else "channels first"
-    return Contender(f"{LOOP}, {layout_name}", parameters, backward)
+    order = "last" if layout is torch.channels_last else "first"
+    return Contender(f"plain loop, channels {order}", parameters, backward)
 
 
 def with_torchopt(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
     """TorchOpt's MetaSGD, as in its MAML example."""
     import torchopt
 
-    model = native_of(setting, base, layout)
+    model = Native(setting, base, layout)
     inner = torchopt.MetaSGD(model, lr=setting.lr)
     parameters = list(model.parameters())
     start, state = (torchopt.extract_state_dict(thing, by="reference") for thing in (model, inner))
@@ -185,7 +156,7 @@ def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) 
     """higher's innerloop_ctx, as in its MAML example."""
     import higher
 
-    model = native_of(setting, base, layout)
+    model = Native(setting, base, layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.lr)
 
     def backward(episodes: Sequence[Episode]) -> None:
@@ -211,23 +182,15 @@ def contenders(setting: Setting, dtype: torch.dtype) -> list[Contender]:
     return made
 
 
-def gradient(contender: Contender, episodes: Sequence[Episode]) -> Tensor:
-    """The meta-gradient in one vector."""
-    for parameter in contender.parameters:
-        parameter.grad = None
-    contender.backward(episodes)
-    return torch.cat([parameter.grad.flatten() for parameter in contender.parameters])
-
-
 def check(setting: Setting) -> None:
     """Stop unless all contenders compute the same meta-gradient in float64."""
     episodes = episodes_of(setting, torch.float64)
-    first, *others = contenders(setting, torch.float64)
-    expected = gradient(first, episodes)
-    for other in others:
-        error = ((gradient(other, episodes) - expected).norm() / expected.norm()).item()
-        if not error < 1e-8:
-            raise SystemExit(f"{other.name}: its meta-gradient differs from ours by {error:.1e}; nothing was timed")
+    gradients = []
+    for contender in contenders(setting, torch.float64):
+        timed(contender, episodes)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in contender.parameters]))
+        error = ((gradients[-1] - gradients[0]).norm() / gradients[0].norm()).item()
+        assert error < 1e-8, f"the meta-gradient of {contender.name} differs from ours by {error:.1e}"
 
 
 def timed(contender: Contender, episodes: Sequence[Episode], outer: torch.optim.Optimizer | None = None) -> float:

@@ -34,7 +34,7 @@ from pipeline.learners.initials import Learned
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import PrototypeLearner
 from pipeline.learners.rules import Sgd
-from pipeline.models.conv4 import Conv4
+from pipeline.models.conv4 import BLOCKS, Conv4
 from pipeline.models.network import Network
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.task import Task
@@ -91,6 +91,11 @@ def learner(config: RunConfig, index: Index) -> Learner:
     size = config.data.size or height
     if config.data.size is None and height != width:
         raise InputError(f"{index.root}: images are {height} × {width} pixels, conv4 needs squares; set data.size")
+    if config.model.downsample == "max_pool" and size < 2**BLOCKS:
+        raise InputError(
+            f"images of {size} pixels are too small for conv4, which halves them {BLOCKS} times; use ≥ {2**BLOCKS} or "
+            "model.downsample = stride"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         encoder = Conv4(
@@ -100,8 +105,6 @@ def learner(config: RunConfig, index: Index) -> Learner:
             downsample=config.model.downsample,
             features=config.model.features,
         )
-        if not encoder.features:
-            raise InputError(f"images of {size} pixels are too small for conv4, which halves them four times; use ≥ 16")
         made = _learner(config, encoder, task(config))
     return made.double() if config.meta.precision == "float64" else made
 

@@ -65,12 +65,7 @@ def load(path: Path) -> Checkpoint:
     if not (path / "COMPLETE").exists():
         raise InputError(f"{path} is not a complete checkpoint: it has no file COMPLETE; name another one")
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        number, hashes = manifest["format"], manifest["sha256"]
-        if number != FORMAT:
-            raise InputError(
-                f"checkpoint {path} has format {number}, this version reads {FORMAT}; use the version that wrote it"
-            )
+        hashes = _hashes(path)
         for name in FILES:
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != hashes[name]:
                 raise InputError(
@@ -82,6 +77,24 @@ def load(path: Path) -> Checkpoint:
         return Checkpoint(state.pop("step"), load_file(path / FILES[0]), optimizer, state, config)
     except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    try:
+        manifest = json.loads((path / "manifest.json").read_bytes())
+        number, hashes = manifest["format"], manifest["sha256"]
+        whole = set(hashes) == set(FILES)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"checkpoint {path}: manifest.json is not a manifest ({type(error).__name__}: {error}); name another checkpoint"
+        ) from error
+    if number != FORMAT:
+        raise InputError(
+            f"checkpoint {path} has format {number}, this version reads {FORMAT}; use the version that wrote it"
+        )
+    if not whole:
+        raise InputError(f"checkpoint {path}: manifest.json does not name its files; name another checkpoint")
+    return hashes
 
 
 def all_in(folder: Path) -> list[Path]:

@@ -273,10 +273,11 @@ def _check_text(tree: Any, path: str = "") -> None:
         for key, value in tree.items():
             if not isinstance(key, str):
                 raise InputError(_one_line(f"config key {path}{key!r} is a {type(key).__name__}, not a name"))
-            _check_text(key, f"key {path}")
+            if not key.isprintable():
+                raise InputError(f"config key {path}{key!r} holds what cannot be printed; leave it out")
             _check_text(value, f"{path}{key}.")
     elif isinstance(tree, str) and not tree.isprintable():
-        raise InputError(f"config {path.rstrip('.')} {_shown(tree)} holds characters that cannot be printed; leave them out")
+        raise InputError(f"{path.rstrip('.')} = {_shown(tree)} holds what cannot be printed; leave it out")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

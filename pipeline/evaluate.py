@@ -141,9 +141,12 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
     kept = folder / f"{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     write(evaluation.as_json(), kept)
     told = spool.Spool(run)
+    ways, shots, _ = evaluation.shape
     for mode, metrics in evaluation.scores.items():
         for name, found in metrics.items():
-            told.metrics(evaluation.step, {f"evaluate/{evaluation.split}/{mode.value}/{name}": found.mean})
+            # A series has one value per step: what is measured otherwise has another name.
+            key = f"evaluate/{evaluation.split}-{ways}way-{shots}shot-{found.episodes}episodes/{mode.value}/{name}"
+            told.metrics(evaluation.step, {key: found.mean})
     told.artifact(kept, "evaluations")
     told.close()
     tracking.sync(run, uri=tracking.target_uri(run))

@@ -70,7 +70,7 @@ def pack(
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     jobs = [(dest, name, samples, form) for name, samples in zip(names, shards, strict=True)]
     _each(_pack_shard, jobs, workers=workers, progress=progress)
-    fragments = [_fragment(dest, name, CLASS_FIELD)[0] for name in names]
+    fragments = _fragments(dest, names, CLASS_FIELD)
     return merge(dest, fragments, name=data.name, splits=chosen, origin=origin)
 
 
@@ -102,7 +102,7 @@ def index(
     if faults := [fault for found in results for fault in found]:
         more = f" (and {len(faults) - 1} more faults; metashard verify lists them)" if len(faults) > 1 else ""
         raise InputError(faults[0] + more)
-    fragments = [_fragment(root, name, class_field)[0] for name in names]
+    fragments = _fragments(root, names, class_field)
     class_names = sorted({label for f in fragments for label in f.table["label"].unique().to_pylist()})
     chosen, origin = _splits(class_names, splits, rule, seed, {})
     return merge(root, fragments, name=root.name, splits=chosen, origin=origin)
@@ -249,24 +249,28 @@ def _current(root: Path, name: str, class_field: str) -> Fragment | None:
     return fragment if (fragment.shard.bytes, fragment.modified_ns) == (status.st_size, status.st_mtime_ns) else None
 
 
-def _fragment(root: Path, name: str, class_field: str) -> tuple[Fragment | None, list[str]]:
-    """The fragment of a tar, scanned if need be, or the tar's faults."""
-    if (fragment := _current(root, name, class_field)) is not None:
-        return fragment, []
-    try:
-        modified_ns = (root / name).stat().st_mtime_ns
-        scanned = scan(root / name, class_field=class_field)
-    except OSError as error:
-        raise InputError(f"{root / name}: cannot be read ({error.strerror})") from None
-    if scanned.faults or scanned.store is None:
-        return None, scanned.faults or [f"{name}: holds no sample; leave it out"]
-    fragment = fragment_of(name, scanned, class_field=class_field, modified_ns=modified_ns)
-    write_fragment(root, fragment)
-    return fragment, []
+def _fragments(root: Path, names: Sequence[str], class_field: str) -> list[Fragment]:
+    fragments = []
+    for name in names:
+        if (fragment := _current(root, name, class_field)) is None:
+            raise InputError(f"{root / name}: changed while it was indexed; leave the tars alone and start again")
+        fragments.append(fragment)
+    return fragments
 
 
 def _fragment_faults(root: Path, name: str, class_field: str) -> list[str]:
-    return _fragment(root, name, class_field)[1]
+    """Scan a tar unless its fragment is current; store the fragment, or tell the faults."""
+    if _current(root, name, class_field) is not None:
+        return []
+    try:
+        modified_ns = (root / name).stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{root / name}: cannot be read ({error.strerror})") from None
+    scanned = scan(root / name, class_field=class_field)
+    if scanned.faults or scanned.store is None:
+        return scanned.faults or [f"{name}: holds no sample; leave it out"]
+    write_fragment(root, fragment_of(name, scanned, class_field=class_field, modified_ns=modified_ns))
+    return []
 
 
 def _attempt(function: Callable[..., Result], job: tuple) -> Result | InputError:

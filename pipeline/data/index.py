@@ -71,7 +71,7 @@ class Index:
         }
         self._rows = _view(postings, "row")
         self._starts = np.append(_view(classes, "start"), len(self._rows))
-        self.class_names: Sequence[str] = classes["name"].to_pylist()
+        self.class_names: list[str] = classes["name"].to_pylist()
         self.counts = np.diff(self._starts)
         split_of = _view(classes, "split")
         self.splits: Mapping[str, np.ndarray] = {

@@ -1,5 +1,8 @@
 """From scanned tars to an index: a fragment per tar, then one sorted whole."""
 
+# pyarrow makes the functions of its compute module at run time, where a type checker does not see them.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib

@@ -64,7 +64,8 @@ class Sampler:
         self.turns = QUARTER_TURNS if turns else 1
         self.classes = np.asarray(index.splits[split])
         self._check()
-        self._lane_pool = lru_cache(maxsize=8)(self._deal)
+        # Episodes go round the lanes: a cache with fewer places than lanes would never be hit.
+        self._lane_pool = lru_cache(maxsize=lanes)(self._deal)
 
     def _check(self) -> None:
         ways, needed = self.shape.ways, self.shape.shots + self.shape.queries

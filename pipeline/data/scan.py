@@ -99,7 +99,10 @@ class _Scanner:
     def wanted(self, name: str) -> bool:
         """Whether a member is looked into; pickles never are."""
         match = _NAME.fullmatch(name)
-        return bool(match) and (_role(extension := match[2].lower()) or extension in (self.class_field, "cls"))
+        if match is None:
+            return False
+        extension = match[2].lower()
+        return _role(extension) is not None or extension in (self.class_field, "cls")
 
     def add(self, member: Member) -> None:
         """Take the next member."""
@@ -226,7 +229,8 @@ def _npy(data: bytes) -> _Picture:
         raise ValueError(f"shape {shape} is not (height, width, channels) in C order")
     if end + math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"{len(data)} bytes do not fit shape {shape} of {dtype}")
-    return _Picture("raw", dtype.str, (*shape, 1)[:3])
+    height, width, channels = (*shape, 1)[:3]
+    return _Picture("raw", dtype.str, (height, width, channels))
 
 
 def _text(member: Member) -> str:

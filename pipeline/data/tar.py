@@ -92,7 +92,9 @@ class Walk:
     def _member(self, block: bytes, name: str | None, length: int, at: int) -> Iterator[Member]:
         kind = block[156:157]
         name = name if name is not None else _name(block)
-        if (trouble := _trouble(name)) is not None:
+        if name is None:
+            self._fault(at, "a member's name cannot be read")
+        elif (trouble := _trouble(name)) is not None:
             self._fault(at, trouble)
         elif kind in _REGULAR and not name.endswith("/"):
             offset = self._at
@@ -220,9 +222,7 @@ def _name(block: bytes) -> str | None:
         return None
 
 
-def _trouble(name: str | None) -> str | None:
-    if name is None:
-        return "a member's name cannot be read"
+def _trouble(name: str) -> str | None:
     if not name or not name.isprintable():
         return f"member name {name!r} is empty or has control characters"
     if name[0] in "/\\" or name[1:2] == ":":

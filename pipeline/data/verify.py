@@ -73,7 +73,7 @@ def faults_without_index(paths: list[Path], *, class_field: str) -> list[str]:
 
 def _changed_samples(index: Index, number: int) -> list[str]:
     shards, faults = Shards(index), []
-    for row in np.flatnonzero(index.shard_of == number):
+    for row in np.flatnonzero(index.shard_of == number).tolist():
         for role in index.manifest["roles"]:
             try:
                 if index.has(row, role):

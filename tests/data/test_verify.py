@@ -201,6 +201,29 @@ def test_a_damaged_header_does_not_hide_what_follows(tmp_path):
     assert any("'zzz.png': not a whole image" in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [
+        ([(b"g", b"21 path=s000.json\n\0\0\0")], "damaged extended header"),
+        ([(b"g", b"18 path=s000.json\n")], "global header that renames"),
+        ([(b"x", b"14 path=a.png\n"), (b"x", b"14 path=b.png\n")], "second extended header for one member"),
+        ([(b"L", b"a.png\0"), (b"x", b"14 path=b.png\n")], "second extended header for one member"),
+        ([(b"x", b"11 size=-5\n")], "damaged extended header"),
+        ([(b"x", b"99 path=a.png\n")], "damaged extended header"),
+        ([(b"L", b"../a.png\0")], "leaves its folder"),
+    ],
+)
+def test_headers_that_readers_take_differently(tmp_path, headers, words):
+    content = b""
+    for kind, data in headers:
+        info = tarfile.TarInfo("x")
+        info.type, info.size = kind, len(data)
+        content += info.tobuf(tarfile.USTAR_FORMAT) + data.ljust(512, b"\0")
+    path = write_tar(tmp_path / "x.tar", good_members(2))
+    path.write_bytes(content + path.read_bytes())
+    assert words in "\n".join(prepare.verify(tmp_path))
+
+
 def test_compressed_and_joined_tars(tmp_path):
     path = write_tar(tmp_path / "x.tar", good_members(2))
     data = path.read_bytes()
