@@ -1,12 +1,9 @@
 """Claim: a meta-step of ours takes less time than the fastest plain loop over tasks, than TorchOpt and than higher.
 
-    python benchmarks/throughput.py [--quick]
-
-Second-order MAML on conv4-64, 28 × 28 pixels, 5-way 1-shot, one inner step. All contenders have the same weights, the same
-episodes, all threads of one process and the same outer optimizer. They must agree on the meta-gradient in float64
-before anything is timed; then they take turns, so that a disturbance of the machine hits all of them alike.
-Episodes lie in memory: reading is another claim (loading.py). TorchOpt and higher take part where they are installed
-(extra `bench`).
+Second-order MAML on conv4-64, 28 × 28 pixels, 5-way 1-shot, one inner step. All contenders have the same weights, the
+same episodes in memory, all threads of one process and the same outer optimizer. They must agree on the meta-gradient
+in float64 before anything is timed; then they take turns, so that a disturbance of the machine hits all of them alike.
+TorchOpt and higher take part where they are installed (extra `bench`).
 """
 
 from __future__ import annotations
@@ -63,7 +60,7 @@ class Contender(NamedTuple):
 
 
 def forward(setting: Setting, weights: Sequence[Tensor], x: Tensor) -> Tensor:
-    """The same network in PyTorch's own functions: norm with scale and shift in one kernel, no modules to walk through."""
+    """The same network in PyTorch's own functions: scale and shift inside the norm's kernel, no modules to call."""
     stride = 2 if setting.downsample == "stride" else 1
     for block in range(BLOCKS):
         x = F.conv2d(x, weights[block], stride=stride, padding=1)
@@ -170,27 +167,14 @@ def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) 
 
 def contenders(setting: Setting, dtype: torch.dtype) -> list[Contender]:
     """Ours first, then the others, all with the same weights."""
-    base = ours(setting, dtype)
-    layouts = torch.contiguous_format, torch.channels_last
-    made = [base, *(plain(setting, base, layout) for layout in layouts)]
+    base, episodes = ours(setting, dtype), episodes_of(setting, dtype)
+    loops = {layout: plain(setting, base, layout) for layout in (torch.contiguous_format, torch.channels_last)}
     # The libraries get the layout in which the plain loop is faster here.
-    seconds = [min(timed(other, episodes_of(setting, dtype)) for _ in range(3)) for other in made[1:]]
-    best = layouts[seconds.index(min(seconds))]
-    for package, make in (("torchopt", with_torchopt), ("higher", with_higher)):
-        if importlib.util.find_spec(package):
-            made.append(make(setting, base, best))
-    return made
-
-
-def check(setting: Setting) -> None:
-    """Stop unless all contenders compute the same meta-gradient in float64."""
-    episodes = episodes_of(setting, torch.float64)
-    gradients = []
-    for contender in contenders(setting, torch.float64):
-        timed(contender, episodes)
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in contender.parameters]))
-        error = ((gradients[-1] - gradients[0]).norm() / gradients[0].norm()).item()
-        assert error < 1e-8, f"the meta-gradient of {contender.name} differs from ours by {error:.1e}"
+    seconds = {layout: min(timed(loop, episodes) for _ in range(3)) for layout, loop in loops.items()}
+    best = min(loops, key=lambda layout: seconds[layout])
+    libraries = {"torchopt": with_torchopt, "higher": with_higher}
+    found = [make(setting, base, best) for name, make in libraries.items() if importlib.util.find_spec(name)]
+    return [base, *loops.values(), *found]
 
 
 def timed(contender: Contender, episodes: Sequence[Episode], outer: torch.optim.Optimizer | None = None) -> float:
@@ -204,37 +188,48 @@ def timed(contender: Contender, episodes: Sequence[Episode], outer: torch.optim.
     return time.perf_counter() - began
 
 
+def check(setting: Setting) -> None:
+    """Stop unless all contenders compute the same meta-gradient in float64."""
+    episodes, gradients = episodes_of(setting, torch.float64), []
+    for contender in contenders(setting, torch.float64):
+        timed(contender, episodes)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in contender.parameters]))
+        error = ((gradients[-1] - gradients[0]).norm() / gradients[0].norm()).item()
+        assert error < 1e-8, f"the meta-gradient of {contender.name} differs from ours by {error:.1e}"
+
+
 def run(setting: Setting, repeats: int) -> None:
-    """Check, time in turns, print the table."""
+    """Check, time in turns, print the table; the first turn warms up and does not count."""
     check(setting)
     episodes, rivals = episodes_of(setting, torch.float32), contenders(setting, torch.float32)
     outers = [torch.optim.Adam(rival.parameters, lr=1e-3) for rival in rivals]
-    seconds = []
+    seconds: list[list[float]] = [[] for _ in rivals]
     for turn in range(repeats + 1):
-        row = [0.0] * len(rivals)
         for place in range(len(rivals)):
             at = (turn + place) % len(rivals)
-            row[at] = timed(rivals[at], episodes, outers[at])
-        seconds.append(row)
-    columns = list(zip(*seconds[1:], strict=True))
+            seconds[at].append(timed(rivals[at], episodes, outers[at]))
     print(f"\n{setting.name}; {torch.get_num_threads()} threads, {repeats} repeats")
     print(f"{'':30}{'meta-steps/s':>14}{'episodes/s':>12}{'ours is':>12}   (middle half of the pairs)")
-    for rival, column in zip(rivals, columns, strict=True):
-        median = statistics.median(column)
-        ratios = [theirs / own for theirs, own in zip(column, columns[0], strict=True)]
+    for rival, column in zip(rivals, seconds, strict=True):
+        median = statistics.median(column[1:])
+        ratios = [theirs / own for theirs, own in zip(column[1:], seconds[0][1:], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        print(f"{rival.name:30}{1 / median:14.2f}{setting.batch / median:12.1f}{middle:10.2f} ×   ({low:.2f} – {high:.2f})")
+        rates = f"{1 / median:14.2f}{setting.batch / median:12.1f}"
+        print(f"{rival.name:30}{rates}{middle:10.2f} ×   ({low:.2f} – {high:.2f})", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes on one thread, to see that it works")
     arguments = parser.parse_args()
+    if not arguments.quick:
+        for setting in SETTINGS:
+            run(setting, arguments.repeats)
+        return
+    torch.set_num_threads(1)
     for setting in SETTINGS:
-        if arguments.quick:
-            setting = setting._replace(name=f"{setting.name} (tiny)", width=4, queries=1, batch=3)
-        run(setting, 2 if arguments.quick else arguments.repeats)
+        run(setting._replace(name=f"{setting.name}, made tiny", width=4, queries=1, batch=2), repeats=2)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import secrets
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -23,7 +25,7 @@ from pipeline.data.sampler import assign
 from pipeline.errors import InputError
 from pipeline.loop import ASKED
 from pipeline.session import connected
-from pipeline.worker import Job, work
+from pipeline.worker import STOP_FILE, Job, work
 
 CONFIG_FILE = "config.yaml"
 
@@ -71,14 +73,14 @@ def fit(
         sender.start()
         status = "FAILED"
         try:
-            with watch(folder, config.meta.steps):
+            with watch(folder, config.meta.steps), _stoppable(folder):
                 if is_alone:
                     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
                     work(job, device=device, report=lambda metrics: None)
                 else:
                     _on_ray(job, config)
             newest = checkpoint.latest(folder / "checkpoints")
-            if newest.state["stopped"] == ASKED:
+            if newest.state["stopped"] == ASKED and newest.step < config.meta.steps:
                 status = "KILLED"
                 return Finished(folder, {}, stopped_text(folder, newest.step))
             result = conclude(folder, config, index, make_learner)
@@ -90,6 +92,32 @@ def fit(
             tell_end(folder, status)
             is_sent = sender.stop(config.tracking.flush_s)
     return Finished(folder, result, finished_text(folder, result, uri, is_sent=is_sent))
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """SIGINT or SIGTERM asks the workers to save and stop after the step they are in; a second one does not wait for it.
+
+    Outside the main thread signals belong to somebody else.
+    """
+    stop = folder / STOP_FILE
+    stop.unlink(missing_ok=True)
+
+    def ask(number: int, _: object) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        print("stopping after this meta-step, with a checkpoint; once more: at once", file=sys.stderr, flush=True)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def check(config: RunConfig, make_learner: MakeLearner = build.learner) -> Index:
@@ -151,6 +179,26 @@ def _ray_worker(settings: dict[str, Any]) -> None:
     work(settings["job"], device=ray.train.torch.get_device(), report=ray.train.report)
 
 
+def _in_thread(function: Callable[[], object]) -> None:
+    """Run it in a thread: in the main thread Ray would take SIGINT for itself, and end the process without a word.
+
+    The thread is a daemon, so that a second Ctrl-C need not wait for it.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            function()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
 def _on_ray(job: Job, config: RunConfig) -> None:
     """One Ray Train run; Ray starts the group anew when a worker dies, and our own checkpoints say where to go on."""
     import ray
@@ -174,7 +222,7 @@ def _on_ray(job: Job, config: RunConfig) -> None:
         ),
     )
     try:
-        trainer.fit()
+        _in_thread(trainer.fit)
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, InputError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +28,7 @@ from pipeline.spool import Spool
 from pipeline.tracking import system_metrics
 
 SYSTEM_EVERY_S = 10.0
+STOP_FILE = "stop"
 Report = Callable[[dict[str, float]], None]
 
 
@@ -70,7 +69,7 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
         threads=config.data.threads,
     )
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
-    with loader, _recorder(job, config) as record, _stop_signals() as stop_asked:
+    with loader, _recorder(job, config) as record:
         plan = _plan(config, saved, loader, learner, build.place(config, device), autocast, progress.step)
         save = functools.partial(_save, job, config, learner, optimizer, plan, report)
         if saved is None:
@@ -81,7 +80,7 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
             validate=lambda: _validate(config, index, learner, device),
             record=record,
             save=save,
-            stop_asked=stop_asked,
+            stop_asked=functools.partial(_stop_asked, job),
         )
         budget = _budget(config)
         engine = Engine(learner, plan, autocast)
@@ -200,24 +199,6 @@ def _recorder(job: Job, config: RunConfig) -> Iterator[Callable[[int, dict[str, 
         spool.close()
 
 
-@contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM or SIGINT came: the loop then ends after its step with a checkpoint.
-
-    Outside the main thread, as in a Ray worker, signals belong to Ray.
-    """
-    asked = False
-
-    def ask(*_) -> None:
-        nonlocal asked
-        asked = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop_asked(job: Job) -> bool:
+    """Whether the driver has put down its wish to stop; one rank looks, and the loop's gather tells the others."""
+    return ranks.rank() == 0 and (job.folder / STOP_FILE).exists()

@@ -44,6 +44,23 @@ def one_gradient(name: str, dtype: torch.dtype, plan: Plan) -> list[float]:
     return torch.cat([p.grad.flatten() for p in learner.parameters()]).tolist()
 
 
+GRADIENTS = (("maml", Plan("loop", 1)), ("maml-max-pool", Plan("vmap", 2)), ("prototypes", Plan("loop", 1)))
+
+
+def gradients() -> dict[tuple[str, torch.dtype], list[float]]:
+    """The reduced meta-gradients of all cases: starting ranks takes seconds, so they do them all at once."""
+    return {
+        (name, dtype): one_gradient(name, dtype, plan)
+        for name, plan in GRADIENTS
+        for dtype in (torch.float32, torch.float64)
+    }
+
+
+def long_losses() -> dict[str, list[float]]:
+    """Losses of twenty meta-steps in float64."""
+    return {name: some_steps(name, 20, Plan("loop", 1))["losses"] for name in ("maml", "prototypes")}
+
+
 def some_steps(
     name: str, steps: int, plan: Plan, broken: frozenset[tuple[int, int]] = frozenset(), stop_on: int = -1
 ) -> dict[str, object]:

@@ -137,3 +137,23 @@ def test_more_workers_than_cpus_are_refused_at_once(cluster, tmp_path, glyphs_ro
     with pytest.raises(InputError, match=r"workers.count = 4, but the cluster has \d CPUs"):
         fit(config_for(glyphs_root, tmp_path, workers={"count": 4}))
     assert time.monotonic() - began < 10
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(cluster, tmp_path, glyphs_root):
+    """In this process, as the terminal would send it: the run ends after its step with a checkpoint of that step."""
+    import threading
+
+    def interrupt() -> None:
+        deadline = time.monotonic() + LIMIT_S
+        while time.monotonic() < deadline and not list(tmp_path.glob("*/checkpoints/step-00000010")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    user = threading.Thread(target=interrupt)
+    user.start()
+    stopped = fit(config_for(glyphs_root, tmp_path, meta={"steps": 100_000}))
+    user.join()
+    reached = checkpoint.latest(stopped.folder / "checkpoints").step
+    assert 10 <= reached < 100_000
+    assert f"stopped after meta-step {reached}" in stopped.text and "--resume" in stopped.text
+    assert history(stopped.folder).status == "KILLED"
