@@ -107,6 +107,7 @@ def simulate(root: Path, samples: int, classes: int) -> None:
     starts = np.floor(np.concatenate([[0], np.cumsum(weights)]) / weights.sum() * samples).astype(np.int64)[:-1]
     counts = np.diff(np.append(starts, samples))
     rows = np.arange(samples, dtype=np.int32)
+    inside_class = rows - np.repeat(starts, counts)
     class_of = np.repeat(np.arange(classes, dtype=np.int32), counts)
     # Keys as a folder of classes gives them, of 14 characters: the buffers of an Arrow column, not 14 million strings.
     digits = np.frombuffer(b"c00000/0000000", np.uint8)
@@ -114,7 +115,7 @@ def simulate(root: Path, samples: int, classes: int) -> None:
     for at, power in enumerate(range(4, -1, -1), 1):
         letters[:, at] += (class_of // 10**power % 10).astype(np.uint8)
     for at, power in enumerate(range(6, -1, -1), 7):
-        letters[:, at] += (rows // 10**power % 10).astype(np.uint8)
+        letters[:, at] += (inside_class // 10**power % 10).astype(np.uint8)
     offsets = np.arange(samples + 1, dtype=np.int64) * len(digits)
     keys = pa.LargeStringArray.from_buffers(samples, pa.py_buffer(offsets), pa.py_buffer(letters))
     inside = rows.astype(np.int64) % PER_SHARD * (SHARD_BYTES // PER_SHARD)

@@ -19,6 +19,7 @@ from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, wri
 from pipeline.data.scan import scan
 from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
+from pipeline.session import connected
 
 LAYOUTS = ("folder", "omniglot", "glyphs")
 STORES = ("raw", "encoded")
@@ -289,14 +290,9 @@ def _each(function: Callable[..., Result], jobs: Sequence[tuple], *, workers: in
             results.append(function(*job))
             progress(done, len(jobs))
         return results
-    import ray  # starting it costs seconds that small data need not pay
+    import ray  # a second that small data need not pay
 
-    started = not ray.is_initialized()
-    if started:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
-        ray.init(address=address, log_to_driver=False, **local)
-    try:
+    with connected(workers):
         task = ray.remote(_attempt)
         found: dict[int, Result] = {}
         running: dict = {}
@@ -312,6 +308,3 @@ def _each(function: Callable[..., Result], jobs: Sequence[tuple], *, workers: in
                 found[running.pop(reference)] = result
                 progress(len(found), len(jobs))
         return [found[number] for number in range(len(jobs))]
-    finally:
-        if started:
-            ray.shutdown()

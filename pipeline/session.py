@@ -33,7 +33,9 @@ def connected(workers: int) -> Iterator[None]:
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local" and workers > cpus():
-        raise InputError(f"workers.count = {workers}, but this machine has {cpus()} CPUs; lower it, or set RAY_ADDRESS")
+        raise InputError(
+            f"{workers} workers were asked for, but this machine has {cpus()} CPUs; lower workers.count or --workers, or set RAY_ADDRESS"
+        )
     # Ray's notices say nothing that a user of metashard can act on; a worker's error arrives as an exception.
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -53,7 +55,9 @@ def _check(workers: int) -> None:
 
     have = int(ray.cluster_resources().get("CPU", 0))
     if workers > have:
-        raise InputError(f"workers.count = {workers}, but the cluster has {have} CPUs; lower it or add nodes")
+        raise InputError(
+            f"{workers} workers were asked for, but the cluster has {have} CPUs; lower workers.count or --workers, or add nodes"
+        )
 
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:

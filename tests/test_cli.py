@@ -104,7 +104,7 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, glyphs_root):
         ("data.root=/nowhere", "/nowhere"),
         ("data.ways=99", "fewer than ways = 99"),
         ("data.shots=99", "shots + queries = 101"),
-        ("workers.count=64 meta.batch=64", "workers.count = 64"),
+        ("workers.count=64 meta.batch=64", "64 workers were asked for"),
         ("workers.count=9", "smaller than workers.count = 9"),
         ("learner.adapts=nothing", "matches no parameter"),
         ("runs=/proc/nothing", "/proc/nothing"),

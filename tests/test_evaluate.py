@@ -52,7 +52,7 @@ def test_the_first_episodes_do_not_depend_on_how_many_there_are(run):
 
 
 @pytest.mark.ray
-def test_two_workers_give_the_very_same_figures(run):
+def test_two_workers_give_the_very_same_figures(cluster, run):
     subject = evaluate.subject_of(evaluate.best(run))
     alone = evaluate.evaluate(subject, split="test", episodes=31, workers=1)
     assert evaluate.evaluate(subject, split="test", episodes=31, workers=2) == alone

@@ -9,7 +9,6 @@ import sys
 
 import numpy as np
 import pytest
-import ray
 import webdataset
 from PIL import Image
 from tars import LABELS, RULES, class_folders, good_members, picture, sample_members, write_tar
@@ -227,26 +226,21 @@ def test_tars_that_cannot_be_indexed(tmp_path, monkeypatch, given):
 
 
 @pytest.mark.ray
-def test_workers_give_the_same_pack_and_the_same_faults(tmp_path, monkeypatch):
-    stop = ray.shutdown
-    monkeypatch.setattr(ray, "shutdown", lambda: None)  # one start of Ray serves the whole test
-    try:
-        images = str(class_folders(tmp_path / "images", per_class=80, size=64, channels=3))
-        options = {"layout": "folder", "size": 64, "shard_mib": 1, "rule": "all=1"}
-        alone = prepare.pack(images, tmp_path / "alone", **options)
-        seen = []
-        together = prepare.pack(
-            images, tmp_path / "together", **options, workers=2, progress=lambda *done: seen.append(done)
-        )
-        assert len(alone.shards) > 2 and seen[-1] == (len(alone.shards),) * 2
-        assert alone.fingerprint == together.fingerprint
-        (tmp_path / "images" / "bee" / "999.png").write_bytes(b"no image")
-        with pytest.raises(InputError, match="^sample 'bee/999': not a whole image .*it$"):
-            prepare.pack(images, tmp_path / "bad", **options, workers=2)
-        together.path(1).write_bytes(together.path(1).read_bytes()[:5000])
-        assert prepare.verify(tmp_path / "together", workers=2) == prepare.verify(tmp_path / "together")
-    finally:
-        stop()
+def test_workers_give_the_same_pack_and_the_same_faults(cluster, tmp_path):
+    images = str(class_folders(tmp_path / "images", per_class=80, size=64, channels=3))
+    options = {"layout": "folder", "size": 64, "shard_mib": 1, "rule": "all=1"}
+    alone = prepare.pack(images, tmp_path / "alone", **options)
+    seen = []
+    together = prepare.pack(
+        images, tmp_path / "together", **options, workers=2, progress=lambda *done: seen.append(done)
+    )
+    assert len(alone.shards) > 2 and seen[-1] == (len(alone.shards),) * 2
+    assert alone.fingerprint == together.fingerprint
+    (tmp_path / "images" / "bee" / "999.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match="^sample 'bee/999': not a whole image .*it$"):
+        prepare.pack(images, tmp_path / "bad", **options, workers=2)
+    together.path(1).write_bytes(together.path(1).read_bytes()[:5000])
+    assert prepare.verify(tmp_path / "together", workers=2) == prepare.verify(tmp_path / "together")
 
 
 def test_every_sample_of_a_source_is_packed_or_the_pack_fails(images, tmp_path):

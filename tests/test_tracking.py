@@ -344,6 +344,7 @@ def test_the_sender_of_a_killed_run_sends_the_rest_and_ends(run, uri):
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_server_killed_in_the_middle_of_a_run(tmp_path):
     """Training goes on, and after `sync` the series is complete, each step once, in one run."""
     run = tmp_path / "runs" / "x"

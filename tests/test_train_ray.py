@@ -134,7 +134,7 @@ def test_a_killed_driver_is_resumed_to_the_same_bits(unbroken, tmp_path, glyphs_
 
 def test_more_workers_than_cpus_are_refused_at_once(cluster, tmp_path, glyphs_root):
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"workers.count = 4, but the cluster has \d CPUs"):
+    with pytest.raises(InputError, match=r"4 workers were asked for, but the cluster has \d+ CPUs"):
         fit(config_for(glyphs_root, tmp_path, workers={"count": 4}))
     assert time.monotonic() - began < 10
 

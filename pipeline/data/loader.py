@@ -25,19 +25,25 @@ class Reader(NamedTuple):
     size: int | None
 
     def episode(self, draw: Draw) -> Episode:
-        """Inputs are float32 (samples, channels, height, width) in [0, 1]; labels are the order of the drawn classes."""
+        """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes."""
         return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
 
     def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:
         images = [self._image(int(row), turns) for own, turns in zip(rows, draw.turns, strict=True) for row in own]
-        first = images[0].shape
+        # What the model is built for: an episode may well consist of odd images only.
+        height, width, channels = self.shards.index.shape(0)
+        expected = (self.size or height, self.size or width, channels)
         for image, row in zip(images, rows.reshape(-1), strict=True):
-            if image.shape != first:
+            if image.shape != expected:
                 raise InputError(
-                    f"{self.shards.index.root}: sample {self.shards.index.key(int(row))!r} is {image.shape}, others are {first} "
+                    f"{self.shards.index.root}: sample {self.shards.index.key(int(row))!r} is {image.shape}, not {expected} "
                     "(height, width, channels); set data.size, or pack with --size and --channels"
                 )
-        inputs = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        pixels = np.stack(images)
+        white = np.iinfo(pixels.dtype).max if pixels.dtype.kind in "iu" else 1
+        if pixels.dtype != np.uint8:  # torch has neither all types nor byte orders
+            pixels = pixels.astype(np.float32)
+        inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(white)
         labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
         return Batch(1 - inputs if self.invert else inputs, labels)
 
