@@ -34,7 +34,8 @@ def connected(workers: int) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local" and workers > cpus():
         raise InputError(
-            f"{workers} workers were asked for, but this machine has {cpus()} CPUs; lower workers.count or --workers, or set RAY_ADDRESS"
+            f"{workers} workers were asked for, but this machine has {cpus()} CPUs; "
+            "lower workers.count or --workers, or set RAY_ADDRESS"
         )
     # Ray's notices say nothing that a user of metashard can act on; a worker's error arrives as an exception.
     try:
