@@ -1,8 +1,8 @@
 """Claim: `metashard train` reaches its first meta-step soon after a bare Ray Train run reaches its loop.
 
 Wall seconds from the start of the process to the end of the first meta-step, of the recipe for glyphs with 2 Ray
-workers and with 1 worker in the process itself; beside it, in turns, a bare Ray Train run with 2 workers: from the start of the
-process to the first line of the first worker's loop. Every run ends by itself before the next one starts.
+workers and with 1 worker in the process itself; beside it, in turns, a bare Ray Train run with 2 workers: from the
+start of the process to the first line of the first worker's loop. Every run ends by itself before the next one starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / "configs/train/classification/glyphs.yaml"
-# Nothing of this comes before the first meta-step; it only ends the run soon. The small packed set has 12 samples a class.
+# All of this comes after the first meta-step and ends the run soon; a small data set may have 12 samples a class.
 SHORT = ("meta.steps=1", "validation.episodes=2", "evaluate.episodes=2", "evaluate.queries=5")
 WORKERS = 2
 LONGEST_S = 600
@@ -47,7 +47,7 @@ def bare(folder: Path) -> None:
 
 
 def timed(command: list[str], arrived_s: Callable[[], float]) -> float:
-    """Run a command to its end; seconds from its start to the moment that `arrived_s` reads from what it left behind."""
+    """Run a command to its end; seconds from its start to what `arrived_s` reads from the files it left."""
     began_s = time.time()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONGEST_S)
     if done.returncode:

@@ -159,3 +159,8 @@ def restore(checkpoint: Checkpoint, learner: torch.nn.Module, optimizer: Optimiz
     """Put the saved values into a learner and an optimizer built from the same config."""
     learner.load_state_dict(dict(checkpoint.learner), strict=True)
     optimizer.load_state_dict(dict(checkpoint.optimizer))
+    # Files hold tensors row by row. A kernel may round otherwise over other strides, and is slower: lay them as they were.
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline import build, evaluate, pictures, spool, tracking
+from pipeline import build, evaluate, spool, tracking
 from pipeline.build import MakeLearner
 from pipeline.config import RunConfig, dump, fingerprint, flatten
 from pipeline.data.index import Index
@@ -109,11 +109,13 @@ def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
 
 
 def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
+    from pipeline.pictures import episode_picture  # matplotlib takes a second, and a run starts without it
+
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
     drawn = sampler.draw(0, PICTURE_EPISODE)
     episode = build.place(config, torch.device("cpu"))(reader.episode(drawn))
     predict = learner.adapt(episode.support, episode.ways, mode=Mode(config.evaluate.mode))
-    pictures.episode_picture(
+    episode_picture(
         path,
         episode.support.inputs.numpy(),
         episode.support.targets.tolist(),
@@ -126,10 +128,12 @@ def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner)
 
 
 def _draw_losses(path: Path, run: Path) -> Path:
+    from pipeline.pictures import loss_curve
+
     series = spool.history(run).series
     losses, scores = series["train/loss"], series.get("validation/score", {})
     intervals = series.get("validation/interval", {})
-    pictures.loss_curve(
+    loss_curve(
         path, list(losses), list(losses.values()), (list(scores), list(scores.values()), list(intervals.values()))
     )
     return path
@@ -137,6 +141,8 @@ def _draw_losses(path: Path, run: Path) -> Path:
 
 def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner, floor: float) -> Path:
     """Accuracy against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
+    from pipeline.pictures import adaptation_curve
+
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
     bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
     rows = []
@@ -149,7 +155,7 @@ def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: Gradi
             ]
         )
     scores = [score(column) for column in zip(*rows, strict=True)]
-    pictures.adaptation_curve(
+    adaptation_curve(
         path,
         list(range(len(scores))),
         [found.mean for found in scores],

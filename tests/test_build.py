@@ -1,0 +1,177 @@
+"""Objects are what the config says, start from the seed alone, and misfits are refused before anything runs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from small import small_config
+from tars import picture, write_tar
+
+from pipeline import build, prepare
+from pipeline.data.images import encode_png
+from pipeline.data.index import Index
+from pipeline.data.sampler import Shape
+from pipeline.episode import Batch, Episode
+from pipeline.errors import InputError
+from pipeline.learners.estimators import first_order, unrolled
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.metric import PrototypeLearner
+
+
+@pytest.fixture(scope="module")
+def index(glyphs_root) -> Index:
+    return Index.open(glyphs_root)
+
+
+@pytest.fixture
+def config(glyphs_root, tmp_path):
+    return lambda **sections: small_config(glyphs_root, tmp_path, **sections)
+
+
+def prototype(config, **sections):
+    made = config(**sections)
+    return made.model_copy(update={"learner": build.PrototypeConfig()})
+
+
+def values(learner) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in learner.state_dict().items()}
+
+
+def equal(one, two) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def of_size(root, height, width, channels=1) -> Index:
+    """A data set of two images."""
+    members = []
+    for number in range(2):
+        image = np.resize(picture(number, 32, channels), (height, width, channels))
+        members += [
+            (f"s{number}.json", json.dumps({"class": f"c{number}"}).encode()),
+            (f"s{number}.png", encode_png(image)),
+        ]
+    write_tar(root / "x.tar", members)
+    return prepare.index([root], out=None, rule="train=1")
+
+
+def test_initial_values_depend_on_the_seed_alone(config, index):
+    torch.manual_seed(1)
+    first = values(build.learner(config(), index))
+    torch.manual_seed(2)
+    torch.rand(5)
+    changed = config(meta={"batch": 2}, workers={"count": 3}, data={"queries": 5}, engine={"mode": "vmap"})
+    assert equal(first, values(build.learner(changed, index)))
+    other = values(build.learner(config(seed=1), index))
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_building_leaves_the_global_generator_untouched(config, index):
+    torch.manual_seed(5)
+    expected = torch.rand(4)
+    torch.manual_seed(5)
+    build.learner(config(), index)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_float64_starts_from_the_same_values(config, index):
+    single, double = (build.learner(config(meta={"precision": p}), index) for p in ("float32", "float64"))
+    assert all(torch.equal(a.double(), b) for a, b in zip(single.parameters(), double.parameters(), strict=True))
+    images = torch.rand(3, 1, 16, 16)
+    episode = Episode(Batch(images, torch.arange(3)), Batch(images, torch.arange(3)), 3)
+    placed = build.place(config(meta={"precision": "float64"}), torch.device("cpu"))(episode)
+    assert placed.support.inputs.dtype == torch.float64 and placed.support.targets.dtype == torch.int64
+
+
+@pytest.mark.parametrize("ways", [2, 5])
+def test_a_gradient_learner_has_one_output_per_way_of_training(config, index, ways):
+    with pytest.raises(InputError, match=rf"evaluate.ways = {ways} but data.ways = 3.*make them equal"):
+        build.learner(config(evaluate={"ways": ways}), index)
+    assert isinstance(build.learner(config(evaluate={"ways": 3}), index), GradientLearner)
+    assert isinstance(build.learner(prototype(config, evaluate={"ways": ways}), index), PrototypeLearner)
+
+
+@pytest.mark.parametrize(("adapts", "told"), [
+    ("haed.*", "'haed.*' matches no parameter; the model has encoder.convs.0.weight"),
+    ("head", "'head' matches no parameter"),
+    ("head.(", "is not a regular expression"),
+])  # fmt: skip
+def test_a_pattern_that_names_nothing_is_refused(config, index, adapts, told):
+    with pytest.raises(InputError) as caught:
+        build.learner(config(learner={"adapts": adapts}), index)
+    assert "learner.adapts = " in str(caught.value) and told in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "function"), [("unrolled", unrolled), ("first_order", first_order)])
+def test_the_estimate_and_the_steps_are_those_asked_for(config, index, kind, function):
+    made = build.learner(config(learner={"estimate": {"kind": kind}, "steps": 2}), index)
+    assert made.estimate is function and (made.steps, made.test_steps) == (2, 2)
+    assert build.learner(config(learner={"test_steps": 7}), index).test_steps == 7
+
+
+def test_images_that_are_not_square_need_a_size(config, tmp_path):
+    oblong = of_size(tmp_path / "d", 20, 24)
+    with pytest.raises(InputError, match="images are 20 × 24 pixels, conv4 needs squares; set data.size"):
+        build.learner(config(), oblong)
+    build.learner(config(data={"size": 16}), oblong)
+
+
+@pytest.mark.parametrize("features", ["mean", "flatten"])
+def test_images_too_small_for_pooling_are_refused(config, tmp_path, features):
+    small = of_size(tmp_path / "d", 15, 15)
+    with pytest.raises(InputError, match="images of 15 pixels are too small for conv4.*use ≥ 16"):
+        build.learner(config(model={"downsample": "max_pool", "features": features}), small)
+    build.learner(config(model={"downsample": "stride", "features": features}), small)
+    build.learner(config(model={"downsample": "max_pool", "features": features}, data={"size": 16}), small)
+
+
+def test_the_model_has_the_channels_of_the_data(config, tmp_path):
+    colour = of_size(tmp_path / "d", 16, 16, 3)
+    assert build.learner(config(), colour).model.encoder.convs[0].weight.shape[1] == 3
+
+
+def test_evaluation_episodes_are_frozen_whatever_the_seed_of_training(config, index):
+    asked = {"evaluate": {"shots": 2}}
+    one, two = (build.sampler(config(seed=seed, **asked), index, "test") for seed in (0, 8))
+    assert one.shape == Shape(3, 2, 2) and one.draw(0, 3).classes == two.draw(0, 3).classes
+    assert (one.draw(0, 3).query == two.draw(0, 3).query).all()
+    one, two = (build.sampler(config(seed=seed, **asked), index, "train") for seed in (0, 8))
+    assert one.shape == Shape(3, 1, 2) and one.draw(0, 3).classes != two.draw(0, 3).classes
+
+
+def test_what_evaluate_does_not_name_is_as_in_training(config):
+    assert build.evaluation_shape(config()) == build.training_shape(config()) == Shape(3, 1, 2)
+    assert build.evaluation_shape(config(evaluate={"ways": 4, "queries": 9})) == Shape(4, 1, 9)
+
+
+def rates(config, schedule, steps=100) -> list[float]:
+    optimizer = {"kind": "adam", "lr": 0.2}
+    made = config(meta={"steps": steps, "schedule": schedule, "optimizer": optimizer})
+    return [build.rate(made, step) for step in range(steps + 1)]
+
+
+def test_a_constant_rate_is_constant(config):
+    assert set(rates(config, {"kind": "constant"})) == {0.2}
+
+
+def test_a_cosine_falls_from_the_rate_to_its_floor(config):
+    found = rates(config, {"kind": "cosine", "floor": 0.05})
+    assert found[0] == 0.2 and found[-1] == pytest.approx(0.2 * 0.05)
+    assert found == sorted(found, reverse=True)
+    assert found[50] == pytest.approx(0.2 * (1 + 0.05) / 2)
+    assert found[25] == pytest.approx(0.2 * (0.05 + 0.95 * (1 + math.cos(math.pi / 4)) / 2))
+
+
+def test_steps_cut_the_rate_by_a_factor(config):
+    found = rates(config, {"kind": "step", "every": 30, "factor": 0.5})
+    assert found[:30] == [0.2] * 30 and found[30:60] == [0.1] * 30 and found[90] == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(("optimizer", "kind", "options"), [
+    ({"kind": "adam", "lr": 0.01, "weight_decay": 0.1}, torch.optim.Adam, {"lr": 0.01, "weight_decay": 0.1}),
+    ({"kind": "sgd", "lr": 0.5, "momentum": 0.8}, torch.optim.SGD, {"lr": 0.5, "momentum": 0.8, "weight_decay": 0}),
+])  # fmt: skip
+def test_the_optimizer_is_the_one_asked_for(config, optimizer, kind, options):
+    made = build.optimizer(config(meta={"optimizer": optimizer}), [torch.nn.Parameter(torch.ones(2))])
+    assert type(made) is kind and made.defaults.items() >= options.items()
