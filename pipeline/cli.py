@@ -149,6 +149,9 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(help="another packed data set")] = None,
     split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
     episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
+    ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
+    shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
+    queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
     workers: Workers = 1,
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     runs: Runs = Path("runs"),
@@ -160,7 +163,9 @@ def evaluate(
     from pipeline import report
 
     path = verb.find(target, runs)
-    found = verb.evaluate(verb.subject_of(path, data=data), split=split, episodes=episodes, workers=workers)
+    asked = {"ways": ways, "shots": shots, "queries": queries}
+    subject = verb.subject_of(path, data=data, asked={key: value for key, value in asked.items() if value is not None})
+    found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
     if data is None:
         verb.keep(found, path)
     if json:

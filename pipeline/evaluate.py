@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -123,11 +124,12 @@ def best(run: Path) -> Path:
     return chosen
 
 
-def subject_of(path: Path, *, data: Path | None = None) -> Subject:
-    """A checkpoint with the config it carries, on other data if asked."""
+def subject_of(path: Path, *, data: Path | None = None, asked: Mapping[str, int] = MappingProxyType({})) -> Subject:
+    """A checkpoint with the config it carries; on other data, or with other keys of `evaluate`, if asked."""
     tree = dict(checkpoint.load(path).config)
+    tree["evaluate"] = {**tree["evaluate"], **asked}
     if data is not None:
-        tree = {**tree, "data": {**tree["data"], "root": str(data)}}
+        tree["data"] = {**tree["data"], "root": str(data)}
     return Subject(dump(parse(tree, str(path))), str(path.absolute()))
 
 
@@ -141,11 +143,12 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
     kept = folder / f"{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     write(evaluation.as_json(), kept)
     told = spool.Spool(run)
-    ways, shots, _ = evaluation.shape
+    ways, shots, queries = evaluation.shape
     for mode, metrics in evaluation.scores.items():
         for name, found in metrics.items():
             # A series has one value per step: what is measured otherwise has another name.
-            key = f"evaluate/{evaluation.split}-{ways}way-{shots}shot-{found.episodes}episodes/{mode.value}/{name}"
+            shape = f"{ways}way-{shots}shot-{queries}query-{found.episodes}episodes"
+            key = f"evaluate/{evaluation.split}-{shape}/{mode.value}/{name}"
             told.metrics(evaluation.step, {key: found.mean})
     told.artifact(kept, "evaluations")
     told.close()

@@ -67,7 +67,7 @@ def test_pack_verify_show_train_evaluate_runs(tmp_path, glyphs_root):
     (tracked,) = client.search_runs([experiment.experiment_id])
     assert tracked.info.status == "FINISHED" and tracked.data.params["meta.steps"] == "4"
     assert [m.step for m in client.get_metric_history(tracked.info.run_id, "train/loss")] == [1, 2, 3, 4]
-    assert {"evaluate/test-3way-1shot-6episodes/inductive/accuracy", "test/inductive/accuracy"} <= set(
+    assert {"evaluate/test-3way-1shot-2query-6episodes/inductive/accuracy", "test/inductive/accuracy"} <= set(
         tracked.data.metrics
     )
     assert {"pictures", "checkpoint", "config.yaml"} <= {a.path for a in client.list_artifacts(tracked.info.run_id)}
@@ -143,6 +143,7 @@ def test_a_taken_port_is_an_input_error(tmp_path, glyphs_root):
         taken.listen()
         port = taken.getsockname()[1]
         (tmp_path / "runs").mkdir()
+        (tmp_path / "runs" / "mlflow.db").touch()
         assert str(port) in error_of(metashard("ui", "--port", port, where=tmp_path))
 
 
