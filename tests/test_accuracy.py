@@ -14,7 +14,11 @@ from pipeline.noise import Noise, Purpose
 OMNIGLOT = Path(__file__).parents[2] / "shared" / "data" / "omniglot"
 PROTOTYPES = {
     "learner": {"kind": "prototype"},
-    "model": {"kind": "conv4", "width": 16, "downsample": "stride", "features": "flatten"},
+    "model": {"kind": "conv4", "width": 32, "downsample": "max_pool", "features": "flatten"},
+    "data": {"ways": 12, "queries": 4},
+    "evaluate": {"ways": 3},
+    "meta": {"steps": 60, "optimizer": {"kind": "adam", "lr": 0.005}},
+    "validation": {"every": 60, "episodes": 4},
 }
 
 
@@ -35,16 +39,14 @@ def test_shuffled_labels_land_at_chance(tmp_path, glyphs_root):
     prepare.pack(
         str(tmp_path / "images"), tmp_path / "data", layout="folder", size=16, splits=glyphs_root.parent / "splits"
     )
-    meta = {"steps": 60, "optimizer": {"kind": "adam", "lr": 0.005}}
-    config = small_config(tmp_path / "data", tmp_path, meta=meta, validation={"every": 60}, **PROTOTYPES)
+    config = small_config(tmp_path / "data", tmp_path, **PROTOTYPES)
     work_here(dump(config), str(tmp_path / "run"))
     mean, interval = accuracy(tmp_path / "run", 300)
     assert abs(mean - 1 / 3) < 2 * interval
 
 
 def test_the_same_run_on_true_labels_does_not(tmp_path, glyphs_root):
-    meta = {"steps": 60, "optimizer": {"kind": "adam", "lr": 0.005}}
-    config = small_config(glyphs_root, tmp_path, meta=meta, validation={"every": 60}, **PROTOTYPES)
+    config = small_config(glyphs_root, tmp_path, **PROTOTYPES)
     work_here(dump(config), str(tmp_path / "run"))
     mean, _ = accuracy(tmp_path / "run", 300)
     assert mean > 0.7
