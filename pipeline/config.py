@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-import types
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import InputError
+from pipeline.faults import one_line, sentence, shown
 
 LARGEST = 2**31 - 1
 """No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
@@ -261,8 +259,8 @@ def parse(tree: dict[str, Any], where: str) -> RunConfig:
     except InputError:
         raise
     except ValidationError as error:
-        sentences = "; ".join(_sentence(fault) for fault in error.errors(include_url=False))
-        raise InputError(_one_line(f"{where}: {sentences}")) from error
+        sentences = "; ".join(sentence(fault, RunConfig) for fault in error.errors(include_url=False))
+        raise InputError(one_line(f"{where}: {sentences}")) from error
     except RecursionError as error:
         raise InputError(f"{where}: keys inside keys without end; a config is four deep at most") from error
 
@@ -272,12 +270,12 @@ def _check_text(tree: Any, path: str = "") -> None:
     if isinstance(tree, dict):
         for key, value in tree.items():
             if not isinstance(key, str):
-                raise InputError(_one_line(f"config key {path}{key!r} is a {type(key).__name__}, not a name"))
+                raise InputError(one_line(f"config key {path}{key!r} is a {type(key).__name__}, not a name"))
             if not key.isprintable():
                 raise InputError(f"config key {path}{key!r} holds what cannot be printed; leave it out")
             _check_text(value, f"{path}{key}.")
     elif isinstance(tree, str) and not tree.isprintable():
-        raise InputError(f"{path.rstrip('.')} = {_shown(tree)} holds what cannot be printed; leave it out")
+        raise InputError(f"{path.rstrip('.')} = {shown(tree)} holds what cannot be printed; leave it out")
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
@@ -314,7 +312,7 @@ def _values(text: str | bytes, fault: str) -> Any:
     try:
         return yaml.safe_load(text)
     except Exception as error:  # PyYAML lets through what its parts stumble over: ValueError for 2020-13-45, KeyError …
-        raise InputError(f"{fault}: {_one_line(str(error))}") from error
+        raise InputError(f"{fault}: {one_line(str(error))}") from error
 
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -323,79 +321,13 @@ _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 def _put(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise InputError(f"override {_shown(override)} is not key=value, as in meta.steps=500")
+        raise InputError(f"override {shown(override)} is not key=value, as in meta.steps=500")
     # YAML 1.1 reads 1e-3 as a string; a person means a number.
     number = _EXPONENT.fullmatch(text.strip())
-    value = float(text) if number else _values(text, f"override {_shown(override)}: the value is not YAML")
+    value = float(text) if number else _values(text, f"override {shown(override)}: the value is not YAML")
     *path, last = key.split(".")
     for part in path:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
-            raise InputError(f"override {_shown(override)}: {part!r} is a value, it has no key {last!r}")
+            raise InputError(f"override {shown(override)}: {part!r} is a value, it has no key {last!r}")
     tree[last] = value
-
-
-def _sentence(fault: Any) -> str:
-    location = [str(part) for part in fault["loc"]]
-    key = ".".join(_without_kinds(location))
-    if fault["type"] == "extra_forbidden":
-        known = _known_keys(RunConfig)
-        if key in known:
-            kind = next(part for part in reversed(location[:-1]) if part not in key.split("."))
-            return f"{key}: no such key where kind is {kind}"
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-        return f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "")
-    if fault["type"] == "missing":
-        return f"{key} is missing"
-    if fault["type"] == "union_tag_not_found":
-        return f"{key}.kind is missing"
-    if fault["type"] == "union_tag_invalid":
-        return f"{key}.kind = {fault['ctx']['tag']!r}: input should be one of {fault['ctx']['expected_tags']}"
-    message = fault["msg"][0].lower() + fault["msg"][1:]
-    return f"{key} = {_shown(fault['input'])}: {message}"
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # Python writes no integer of more than 4,300 digits
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-_SHOWN = 200
-
-
-def _without_kinds(location: list[str]) -> list[str]:
-    """Drop the union members that pydantic puts into a location: `learner.gradient.steps` is the user's `learner.steps`."""
-    kept: list[str] = []
-    models: list[type[BaseModel]] = [RunConfig]
-    for part in location:
-        kinds = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-        if kinds and len(models) > 1:
-            models = kinds
-            continue
-        kept.append(part)
-        models = [sub for m in models if part in m.model_fields for sub in _models_in(m.model_fields[part].annotation)]
-    return kept
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
-        return [model for part in typing.get_args(annotation) for model in _models_in(part)]
-    return []
-
-
-def _known_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
-    keys = []
-    for name, field in model.model_fields.items():
-        keys.append(f"{prefix}{name}")
-        for sub in _models_in(field.annotation):
-            keys += _known_keys(sub, f"{prefix}{name}.")
-    return keys
