@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-…`; a kill at any moment leaves either a complete checkpoint or one that is not read."""
+    """Write `folder/step-…`; a kill or a power cut at any moment leaves a complete checkpoint or one that is not read."""
     final = folder / f"step-{checkpoint.step:08d}"
     partial = folder / f".{final.name}.partial"
     for stale in (partial, final):
@@ -51,9 +52,23 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     (partial / FILES[3]).write_text(json.dumps(dict(checkpoint.config)))
     hashes = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in FILES}
     (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
+    # On disk before the name says so: after a power cut a checkpoint is whole or not there.
+    for path in (*partial.iterdir(), partial):
+        _flush(path)
     (partial / "COMPLETE").touch()
+    _flush(partial)
     partial.rename(final)
+    _flush(folder)
     return final
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file, or the names in a folder, to disk now."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(path: Path) -> Checkpoint:

@@ -247,8 +247,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _put(tree, override)
     config = parse(tree, str(path))
     # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
-    data = config.data.model_copy(update={"root": config.data.root.absolute()})
-    return config.model_copy(update={"runs": config.runs.absolute(), "data": data})
+    data = config.data.model_copy(update={"root": _fixed(config.data.root)})
+    return config.model_copy(update={"runs": _fixed(config.runs), "data": data})
+
+
+def _fixed(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(f"{path}: there is no such user's home; write the path without ~") from error
 
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
@@ -308,9 +315,22 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{k}: {before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)]
 
 
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which a key that stands twice in one place is an error; PyYAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise ValueError(f"key {key.value!r} stands twice, line {key.start_mark.line + 1}; keep one")
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def _values(text: str | bytes, fault: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return _OnceEach(text).get_single_data()
     except Exception as error:  # PyYAML lets through what its parts stumble over: ValueError for 2020-13-45, KeyError …
         raise InputError(f"{fault}: {one_line(str(error))}") from error
 

@@ -21,6 +21,14 @@ ROOM = {"train": 36, "val": 8, "test": 8}
 EACH = 12
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where Ray runs, processes that it ends leave pipes and sockets to be closed by the garbage collector."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+
+
 @pytest.fixture(params=LEARNERS)
 def learner(request) -> Learner:
     return make(request.param)

@@ -250,6 +250,19 @@ def test_paths_are_fixed_when_a_file_is_loaded(file, tmp_path, monkeypatch):
     assert parse(dump(config), "again") == config
 
 
+def test_home_is_expanded_and_an_unknown_home_is_named(file, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load(file, ["data.root=~/x"]).data.root == tmp_path / "x"
+    with pytest.raises(InputError, match="~nobody-of-that-name/x: there is no such user's home"):
+        load(file, ["data.root=~nobody-of-that-name/x"])
+
+
+def test_a_key_that_stands_twice_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_text("name: a\nmeta:\n  steps: 1\n  steps: 2\n")
+    with pytest.raises(InputError, match="key 'steps' stands twice, line 4"):
+        load(tmp_path / "x.yaml")
+
+
 CHANGES = {
     "name": "other", "seed": 4, "data.root": "y", "data.invert": True, "data.prefetch": 9, "model.width": 8,
     "learner.steps": 2, "learner.rule.lr": 0.3, "meta.steps": 101, "meta.clip": 9.0, "validation.every": 51,
