@@ -13,12 +13,21 @@ from torch.optim import SGD, Adam, Optimizer
 from pipeline.config import (
     AdamConfig,
     ConstantConfig,
+    ContextConfig,
     CosineConfig,
+    EvolutionConfig,
     FirstOrderConfig,
     GradientConfig,
+    ImplicitConfig,
+    LearnedConfig,
     MomentumConfig,
+    PerElementConfig,
+    PerStepConfig,
     PrototypeConfig,
+    PrototypesConfig,
+    ReptileConfig,
     RunConfig,
+    SgdConfig,
     StepConfig,
     UnrolledConfig,
 )
@@ -26,14 +35,15 @@ from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.sampler import Sampler, Shape
 from pipeline.data.shards import Shards
+from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
-from pipeline.learners.estimators import Estimator, first_order, unrolled
+from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Learned
+from pipeline.learners.initials import Context, Initial, Learned, Prototypes
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import PrototypeLearner
-from pipeline.learners.rules import Sgd
+from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import BLOCKS, Conv4
 from pipeline.models.network import Network
 from pipeline.tasks.classification import Classification
@@ -104,6 +114,9 @@ def learner(config: RunConfig, index: Index) -> Learner:
             size=size,
             downsample=config.model.downsample,
             features=config.model.features,
+            norm=config.model.norm,
+            steps=config.learner.steps if isinstance(config.learner, GradientConfig) else 0,
+            context=config.model.context,
         )
         made = _learner(config, encoder, task(config))
     return made.double() if config.meta.precision == "float64" else made
@@ -112,20 +125,14 @@ def learner(config: RunConfig, index: Index) -> Learner:
 def _learner(config: RunConfig, encoder: Conv4, task: Task) -> Learner:
     match config.learner:
         case GradientConfig() as chosen:
-            if evaluation_shape(config).ways != config.data.ways:
+            is_free = isinstance(chosen.initial, PrototypesConfig) and not isinstance(chosen.rule, PerElementConfig)
+            if evaluation_shape(config).ways != config.data.ways and not is_free:
                 raise InputError(
                     f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
-                    "has one output per way; make them equal"
+                    "has one output per way; make them equal, or set learner.initial.kind = prototypes"
                 )
-            model = Network(encoder, task.head(encoder.features, config.data.ways))
-            return GradientLearner(
-                model,
-                task,
-                initial=Learned(model, chosen.adapts),
-                rule=Sgd(chosen.rule.lr),
-                estimate=_estimate(chosen),
-                steps=chosen.steps,
-                test_steps=chosen.test_steps or chosen.steps,
+            return _gradient_learner(
+                config, chosen, Network(encoder, task.head(encoder.features, config.data.ways)), task
             )
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
@@ -133,12 +140,68 @@ def _learner(config: RunConfig, encoder: Conv4, task: Task) -> Learner:
             assert_never(never)
 
 
-def _estimate(config: GradientConfig) -> Estimator:
+def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network, task: Task) -> Learner:
+    initial = _initial(chosen, model)
+    rule = _rule(chosen, {name: value for name, value in model.named_parameters() if name in initial.names})
+    held = [("model", model), ("initial", initial), ("rule", rule)]
+    trained = {
+        f"{part}.{name}": value
+        for part, module in held
+        for name, value in module.named_parameters()
+        if name not in initial.replaced
+    }
+    return GradientLearner(
+        model,
+        task,
+        initial=initial,
+        rule=rule,
+        estimate=_estimate(chosen, trained, config.seed),
+        steps=chosen.steps,
+        test_steps=chosen.test_steps or chosen.steps,
+        support_weight=chosen.support_weight,
+    )
+
+
+def _initial(config: GradientConfig, model: Network) -> Initial:
+    match config.initial:
+        case LearnedConfig():
+            return Learned(model, config.adapts)
+        case PrototypesConfig():
+            return Prototypes(model, config.adapts)
+        case ContextConfig():
+            return Context(model)
+        case _ as never:
+            assert_never(never)
+
+
+def _rule(config: GradientConfig, fast: Params) -> Rule:
+    match config.rule:
+        case SgdConfig(lr=lr):
+            return Sgd(lr)
+        case PerElementConfig(lr=lr):
+            return PerElement(lr, fast)
+        case PerStepConfig(lr=lr):
+            return PerStep(lr, fast, config.steps)
+        case _ as never:
+            assert_never(never)
+
+
+def _estimate(config: GradientConfig, trained: Params, seed: int) -> Estimate:
     match config.estimate:
-        case UnrolledConfig():
-            return unrolled
+        case UnrolledConfig(recompute=recompute, multi_step=multi_step, first_order_until=until):
+            if recompute and (multi_step or until):
+                raise InputError(
+                    "learner.estimate.recompute goes with neither multi_step nor first_order_until; set them to 0"
+                )
+            return Unrolled(config.steps, recompute=recompute, multi_step=multi_step, first_order_until=until)
         case FirstOrderConfig():
-            return first_order
+            return FirstOrder()
+        case ReptileConfig():
+            return Reptile()
+        case ImplicitConfig(damping=damping, solver=solver, iterations=iterations, tolerance=tolerance):
+            return Implicit(damping, solver, iterations, tolerance)
+        case EvolutionConfig(sigma=sigma, pairs=pairs):
+            return Evolution(trained, sigma=sigma, pairs=pairs, seed=seed)
         case _ as never:
             assert_never(never)
 

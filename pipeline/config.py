@@ -74,6 +74,10 @@ class Conv4Config(Config):
     width: PositiveInt = 64
     downsample: Literal["stride", "max_pool"] = "max_pool"
     features: Literal["mean", "flatten"] = "flatten"
+    norm: Literal["batch", "batch_per_step", "group", "layer"] = "batch"
+    """batch_per_step: an own scale and shift for every inner step (MAML++)."""
+    context: NonNegativeInt = 0
+    """Length of the context vector that modulates the third block (CAVIA); 0: none."""
 
 
 class SgdConfig(Config):
@@ -81,26 +85,100 @@ class SgdConfig(Config):
     lr: PositiveFloat = 0.01
 
 
+class PerElementConfig(Config):
+    """Meta-SGD: a learned rate for every weight."""
+
+    kind: Literal["per_element"] = "per_element"
+    lr: PositiveFloat = 0.01
+    """Where the rates start."""
+
+
+class PerStepConfig(Config):
+    """MAML++: a learned rate for every tensor and inner step."""
+
+    kind: Literal["per_step"] = "per_step"
+    lr: PositiveFloat = 0.01
+    """Where the rates start."""
+
+
+RuleConfig = Annotated[SgdConfig | PerElementConfig | PerStepConfig, Field(discriminator="kind")]
+
+
+class LearnedConfig(Config):
+    kind: Literal["learned"] = "learned"
+
+
+class PrototypesConfig(Config):
+    """ProtoMAML: the head starts as the support's prototype classifier."""
+
+    kind: Literal["prototypes"] = "prototypes"
+
+
+class ContextConfig(Config):
+    """CAVIA: only a context vector adapts, from zero."""
+
+    kind: Literal["context"] = "context"
+
+
+InitialConfig = Annotated[LearnedConfig | PrototypesConfig | ContextConfig, Field(discriminator="kind")]
+
+
 class UnrolledConfig(Config):
     kind: Literal["unrolled"] = "unrolled"
+    recompute: bool = False
+    """Walk the inner loop back one step at a time: memory hardly grows with the number of inner steps."""
+    multi_step: NonNegativeInt = 0
+    """Meta-steps over which the query loss after every inner step fades into that after the last (MAML++); 0: the last alone."""
+    first_order_until: NonNegativeInt = 0
+    """Meta-step at which second derivatives set in (MAML++)."""
 
 
 class FirstOrderConfig(Config):
     kind: Literal["first_order"] = "first_order"
 
 
-EstimateConfig = Annotated[UnrolledConfig | FirstOrderConfig, Field(discriminator="kind")]
+class ReptileConfig(Config):
+    kind: Literal["reptile"] = "reptile"
+
+
+class ImplicitConfig(Config):
+    """iMAML."""
+
+    kind: Literal["implicit"] = "implicit"
+    damping: PositiveFloat = 1.0
+    """Weight of the proximal term; more of it makes the linear system easier."""
+    solver: Literal["cg", "neumann"] = "cg"
+    iterations: PositiveInt = 5
+    tolerance: PositiveFloat = 1.0
+    """Largest relative residual; an episode above it is not finite, so that its meta-step is skipped."""
+
+
+class EvolutionConfig(Config):
+    """ES-MAML."""
+
+    kind: Literal["es"] = "es"
+    sigma: PositiveFloat = 0.01
+    pairs: PositiveInt = 8
+    """Antithetic pairs per meta-step."""
+
+
+EstimateConfig = Annotated[
+    UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig | EvolutionConfig, Field(discriminator="kind")
+]
 
 
 class GradientConfig(Config):
     kind: Literal["gradient"] = "gradient"
     adapts: str = ".*"
     """Pattern on whole parameter names, as `encoder.convs.0.weight`, `head.bias`."""
-    rule: SgdConfig = SgdConfig()
+    initial: InitialConfig = LearnedConfig()
+    rule: RuleConfig = SgdConfig()
     steps: PositiveInt = 5
     test_steps: PositiveInt | None = None
     """Inner steps outside training; none: as in training."""
     estimate: EstimateConfig = UnrolledConfig()
+    support_weight: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
+    """Weight of the adapted support loss beside the query loss in the meta-loss."""
 
 
 class PrototypeConfig(Config):
@@ -184,10 +262,18 @@ class CheckpointConfig(Config):
 
 
 class EngineConfig(Config):
-    mode: Literal["auto", "loop", "vmap"] = "auto"
-    """auto: rank 0 measures once, at the start of the run."""
+    mode: Literal["auto", "loop", "vmap", "compiled"] = "auto"
+    """auto: rank 0 measures once, at the start of the run; what it found is kept under `runs` for the next one."""
     chunk: PositiveInt = 8
-    """Episodes per vmapped forward; not read in mode auto or loop."""
+    """Episodes per vmapped or compiled forward; not read in mode auto or loop."""
+    layout: Literal["last", "first"] = "last"
+    """Where the channels of images and weights lie in memory; not read in mode auto."""
+    memory_mib: PositiveInt | None = None
+    """What the tensors of a worker may take when auto chooses; none: half of what is free, shared by the workers of a machine."""
+    tf32: bool = False
+    """Whether float32 products on a GPU may round their factors to 10 bits."""
+    profile_at: NonNegativeInt = 0
+    """The meta-step of which rank 0 keeps a profiler trace; 0: none."""
 
 
 class WorkersConfig(Config):

@@ -1,25 +1,50 @@
-"""How the episodes of a step are executed: one after another, or several at once under `vmap`; chosen by measuring."""
+"""How the episodes of a step are executed: one after another, several at once under `vmap`, or compiled; chosen by measuring."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
-from pipeline.episode import Batch, Episode, Outcome
+from pipeline.episode import Batch, Episode, Outcome, Params, with_gradient
 from pipeline.learners.learner import Learner
+from pipeline.models.norm import alone
+
+COMPILE_S = 300.0
+"""Compiling takes one to three minutes: where the rest of a run takes less than this without, it is not tried."""
 
 
 class Plan(NamedTuple):
-    """How to execute: `chunk` episodes per forward and backward, by a loop or under `vmap`; part of a run (law 3)."""
+    """How to execute: `chunk` episodes per forward and backward; part of a run (law 3).
 
-    mode: Literal["loop", "vmap"]
+    `loop`: one after another. `vmap`: a chunk at once. `compiled`: forward and backward of a chunk traced together and
+    compiled by TorchInductor, so that what lies between convolutions is one kernel.
+    """
+
+    mode: Literal["loop", "vmap", "compiled"]
     chunk: int
+    layout: Literal["last", "first"] = "last"
+    """Where the channels lie in memory: channels-last or, "first", contiguous."""
+
+    def __str__(self) -> str:
+        return f"{self.mode} × {self.chunk}, channels {self.layout}"
+
+
+class Trial(NamedTuple):
+    """What measuring a plan gave: seconds per meta-step on these episodes, or why there are none."""
+
+    plan: Plan
+    seconds: float
+    reason: str = ""
 
 
 def signature(episode: Episode) -> tuple:
@@ -42,6 +67,9 @@ class Engine(nn.Module):
     def __init__(self, learner: Learner, plan: Plan, autocast: torch.dtype | None = None):
         super().__init__()
         self.learner, self.plan, self.autocast = learner, plan, autocast
+        self._compiled: dict[tuple, Callable[..., tuple[Params, Outcome]]] = {}
+        layout = torch.channels_last if plan.layout == "last" else torch.contiguous_format
+        learner.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, episodes: Sequence[Episode]) -> Outcome:
         """Sum of loss, metrics and norm statistics over the episodes, which share one signature.
@@ -50,25 +78,94 @@ class Engine(nn.Module):
         its buckets before the first step, so that a resumed process adds in the same order as the first.
         """
         if not episodes:
-            return Outcome(
-                torch.stack([0 * p.sum() for p in self.learner.parameters() if p.requires_grad]).sum(), {}, {}
-            )
+            return Outcome(torch.stack([0 * p.sum() for p in _trained(self.learner).values()]).sum(), {}, {})
+        # A part shorter than the others would need a compilation of its own.
+        if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk:
+            return self._from_graph(episodes)
+        return self._sum(self.learner, episodes)
+
+    def _sum(self, learner: Learner, episodes: Sequence[Episode]) -> Outcome:
         device = episodes[0].query.inputs.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            if self.plan.mode == "vmap" and len(episodes) > 1:
-                return self._together(episodes)
-            outcomes = [self.learner.outcome(episode) for episode in episodes]
+            if self.plan.mode != "loop" and len(episodes) > 1:
+                return _together(learner, *_stacked(episodes), episodes[0].ways)
+            with alone():
+                outcomes = [learner(episode) for episode in episodes]
         return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 
-    def _together(self, episodes: Sequence[Episode]) -> Outcome:
-        ways = episodes[0].ways
-        support, query = (_stacked([getattr(e, part) for e in episodes]) for part in ("support", "query"))
-        each = torch.func.vmap(lambda s, q: self.learner.outcome(Episode(s, q, ways)), randomness="error")
-        return _summed(each(support, query))
+    def _from_graph(self, episodes: Sequence[Episode]) -> Outcome:
+        trained = _trained(self.learner)
+        held = {**dict(self.learner.named_parameters()), **dict(self.learner.named_buffers())}
+        arguments = ({name: value.detach() for name, value in held.items()}, *_stacked(episodes))
+        key = (signature(episodes[0]), len(episodes), self.learner.phase())
+        if key not in self._compiled:
+            self._compiled[key] = self._compile(arguments, frozenset(trained), episodes[0].ways)
+        gradients, outcome = self._compiled[key](*arguments)
+        return outcome._replace(loss=with_gradient(outcome.loss, trained, gradients))
+
+    def _compile(self, arguments: tuple, trained: frozenset[str], ways: int) -> Callable[..., tuple[Params, Outcome]]:
+        """Loss and gradient of a chunk as one graph; weights, buffers and episodes are its inputs."""
+
+        def loss(wanted: Params, others: Params, support: Batch, query: Batch) -> tuple[Tensor, Outcome]:
+            def run(learner: Learner) -> Outcome:
+                device = query.inputs.device.type
+                with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
+                    if self.plan.chunk > 1:
+                        return _together(learner, support, query, ways)
+                    with alone():
+                        only = [Batch(part.inputs[0], part.targets[0]) for part in (support, query)]
+                        return learner(Episode(only[0], only[1], ways))
+
+            outcome = functional_call(_Applied(self.learner, run), _prefixed({**wanted, **others}), ())
+            return outcome.loss, outcome
+
+        def both(held: Params, support: Batch, query: Batch) -> tuple[Params, tuple]:
+            wanted = {name: value for name, value in held.items() if name in trained}
+            others = {name: value for name, value in held.items() if name not in trained}
+            gradients, outcome = torch.func.grad(loss, has_aux=True)(wanted, others, support, query)
+            return gradients, tuple(tree_map(torch.Tensor.detach, outcome))
+
+        graph = torch.compile(make_fx(both)(*arguments), dynamic=False)
+
+        def call(*arguments: Any) -> tuple[Params, Outcome]:
+            with torch.no_grad():
+                gradients, outcome = graph(*arguments)
+            return gradients, Outcome(*outcome)
+
+        return call
 
 
-def _stacked(batches: Sequence[Batch]) -> Batch:
-    return Batch(*(torch.stack(tensors) for tensors in zip(*batches, strict=True)))
+class _Applied(nn.Module):
+    """Calls a function on a learner, so that `functional_call` can lend it other weights."""
+
+    def __init__(self, learner: Learner, function: Callable[[Learner], Outcome]):
+        super().__init__()
+        self.learner, self.function = learner, function
+
+    def forward(self) -> Outcome:
+        return self.function(self.learner)
+
+
+def _prefixed(params: Params) -> Params:
+    return {f"learner.{name}": value for name, value in params.items()}
+
+
+def _trained(learner: Learner) -> Params:
+    return {name: value for name, value in learner.named_parameters() if value.requires_grad}
+
+
+def _stacked(episodes: Sequence[Episode]) -> tuple[Batch, Batch]:
+    """Support and query of all episodes, with a first axis of episodes."""
+    return _batch([episode.support for episode in episodes]), _batch([episode.query for episode in episodes])
+
+
+def _batch(parts: Sequence[Batch]) -> Batch:
+    return Batch(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _together(learner: Learner, support: Batch, query: Batch, ways: int) -> Outcome:
+    each = torch.func.vmap(lambda s, q: learner(Episode(s, q, ways)), randomness="error")
+    return _summed(each(support, query))
 
 
 def _summed(stacked: Outcome) -> Outcome:
@@ -78,23 +175,107 @@ def _summed(stacked: Outcome) -> Outcome:
     return tree_map(total, stacked)
 
 
-def measure(learner: Learner, episodes: Sequence[Episode], autocast: torch.dtype | None = None) -> Plan:
-    """The fastest plan on these episodes here and now: each candidate runs once to warm up, then twice for its time."""
-    count = len(episodes)
-    candidates = [Plan("loop", 1)] + [Plan("vmap", chunk) for chunk in sorted({min(8, count), count}) if chunk > 1]
-    seconds = {plan: _time(Engine(learner, plan, autocast), episodes) for plan in candidates}
-    return min(candidates, key=lambda plan: seconds[plan])
+def candidates(count: int, *, room: int, patient: bool) -> list[Plan]:
+    """The plans worth trying for `count` episodes a rank, of which `room` fit into memory at once.
+
+    `patient`: the run is long enough for compiling.
+    """
+    sizes = sorted({size for size in (8, 16, count) if 1 < size <= min(count, room)})
+    plans = [Plan("loop", 1), Plan("loop", 1, "first"), *(Plan("vmap", size) for size in sizes)]
+    if patient:
+        # The parts of a step should be equal: a shorter one would run uncompiled.
+        whole = [size for size in sizes if count % size == 0]
+        plans += [Plan("compiled", 1), *(Plan("compiled", size) for size in whole[:1])]
+    return plans
+
+
+def measure(
+    learner: Learner,
+    episodes: Sequence[Episode],
+    autocast: torch.dtype | None = None,
+    *,
+    steps: int = 0,
+    memory: int = 1 << 62,
+) -> list[Trial]:
+    """The plans tried on these episodes here and now, the fastest first.
+
+    Each runs once to warm up, then twice for its time. `memory` is the budget in bytes. Compiling is tried where
+    `steps` meta-steps at the best speed without it would take longer than `COMPILE_S`.
+    """
+    taken = peak_bytes(lambda: _pass(Engine(learner, Plan("loop", 1), autocast), episodes[:1]))
+    room = memory // max(1, taken)
+    trials = [_try(learner, plan, episodes, autocast) for plan in candidates(len(episodes), room=room, patient=False)]
+    if min(trial.seconds for trial in trials) * steps > COMPILE_S:
+        tried = {trial.plan for trial in trials}
+        late = [plan for plan in candidates(len(episodes), room=room, patient=True) if plan not in tried]
+        trials += [_try(learner, plan, episodes, autocast) for plan in late]
+    return sorted(trials, key=lambda trial: trial.seconds)
+
+
+def _try(learner: Learner, plan: Plan, episodes: Sequence[Episode], autocast: torch.dtype | None) -> Trial:
+    try:
+        return Trial(plan, _time(Engine(learner, plan, autocast), episodes))
+    except Exception as error:
+        # No compiler on this machine, a graph it cannot take, too little memory: the other plans remain.
+        if plan.mode == "loop":
+            raise
+        return Trial(plan, float("inf"), f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
+    finally:
+        learner.zero_grad(set_to_none=True)
+
+
+def _pass(engine: Engine, episodes: Sequence[Episode]) -> None:
+    for chunk in chunks(episodes, engine.plan):
+        engine(chunk).loss.backward()
 
 
 def _time(engine: Engine, episodes: Sequence[Episode]) -> float:
     best = float("inf")
     for attempt in range(3):
         began = time.perf_counter()
-        for chunk in chunks(episodes, engine.plan):
-            engine(chunk).loss.backward()
+        _pass(engine, episodes)
         if episodes[0].query.inputs.is_cuda:
             torch.cuda.synchronize()
         if attempt:
             best = min(best, time.perf_counter() - began)
-    engine.learner.zero_grad(set_to_none=True)
     return best
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that tensors made by `work` took at one time, beyond what was there before."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    with _Ledger() as ledger:
+        work()
+    return ledger.most
+
+
+class _Ledger(TorchDispatchMode):
+    """Counts the bytes of the storages that operations return for as long as these live; what a kernel uses inside is unseen."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._enter(tensor.untyped_storage())
+        return made
+
+    def _enter(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.held += size
+            self.most = max(self.most, self.held)
+            weakref.finalize(storage, self._leave, key, size)
+
+    def _leave(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.held -= size

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Params = dict[str, Tensor]
@@ -52,3 +53,9 @@ class Outcome(NamedTuple):
     loss: Tensor
     metrics: Metrics
     statistics: Statistics
+
+
+def with_gradient(value: Tensor, parameters: Params, gradients: Params) -> Tensor:
+    """A scalar of this value whose gradient at the parameters is the given one, whatever it was computed by (law 4)."""
+    pull = [((parameters[name] - parameters[name].detach()) * gradient).sum() for name, gradient in gradients.items()]
+    return value.detach() + torch.stack(pull).sum().to(value.dtype)

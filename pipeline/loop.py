@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -75,6 +75,8 @@ class Hooks(NamedTuple):
     record: Callable[[int, dict[str, float]], None]
     save: Callable[[Progress], None]
     stop_asked: Callable[[], bool]
+    traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
+    """Around the computation of a meta-step, so that it can be profiled."""
 
 
 class StepSums(NamedTuple):
@@ -83,7 +85,10 @@ class StepSums(NamedTuple):
     loss: Tensor
     metrics: dict[str, Tensor]
     statistics: dict[str, tuple[Tensor, Tensor]]
-    forward_s: float
+    inner_s: float
+    """Forward: inner loops and queries; all of it in a compiled plan."""
+    outer_s: float
+    """Backward, with what of the all-reduce it could not hide."""
 
 
 def wrap(engine: Engine) -> nn.Module:
@@ -103,18 +108,19 @@ def meta_step(module: nn.Module, engine: Engine, episodes: Sequence[Episode], *,
     however unevenly its episodes are shared out (law 2).
     """
     parts = chunks(episodes, engine.plan)
-    outcomes, forward_s = [], 0.0
+    outcomes, inner_s, outer_s = [], 0.0, 0.0
     for number, part in enumerate(parts, 1):
         is_last = number == len(parts)
         # All but the last backward stay local: the last one all-reduces the sum of them.
         with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else nullcontext():
             began = time.perf_counter()
             outcome = module(part)
-            forward_s += time.perf_counter() - began
+            halfway = time.perf_counter()
             (outcome.loss * scale).backward()
+            inner_s, outer_s = inner_s + halfway - began, outer_s + time.perf_counter() - halfway
         outcomes.append(tree_map(torch.Tensor.detach, outcome))
     loss, metrics, statistics = tree_map(lambda *tensors: torch.stack(tensors).sum(0), *outcomes)
-    return StepSums(loss, metrics, statistics, forward_s)
+    return StepSums(loss, metrics, statistics, inner_s, outer_s)
 
 
 def meta_train(
@@ -140,26 +146,36 @@ def meta_train(
         for group in optimizer.param_groups:
             group["lr"] = hooks.rate(progress.step)
         optimizer.zero_grad(set_to_none=True)
+        engine.learner.begin(progress.step)
         episodes = [hooks.place(episode) for episode in share.episodes]
-        sums = meta_step(module, engine, episodes, scale=ranks.world() / budget.batch)
+        with hooks.traced(progress.step + 1):
+            sums = meta_step(module, engine, episodes, scale=ranks.world() / budget.batch)
         norm = clip_grad_norm_(engine.parameters(), budget.clip).item()
-        told = [float(hooks.stop_asked()), waited_s, sums.forward_s, sums.loss.item()]
+        told = [float(hooks.stop_asked()), waited_s, sums.inner_s, sums.outer_s, sums.loss.item()]
+        computed_s = time.perf_counter()
         table = ranks.gather([*told, *(value.item() for value in sums.metrics.values())], device)
+        reduce_s = time.perf_counter() - computed_s
         totals = table.sum(0).tolist()
-        _update(engine, optimizer, sums, budget, progress, finite=all(map(_finite, (norm, totals[3]))), norm=norm)
+        if _finite(norm) and _finite(totals[4]):
+            _update(engine, optimizer, sums, budget, progress)
+        else:
+            _skip(engine, list(zip(share.numbers, episodes, strict=True)), budget, progress, norm, device)
         progress.step += 1
         step_s = time.perf_counter() - began
         hooks.record(
             progress.step,
             {
-                "train/loss": totals[3] / budget.batch,
-                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[4:], strict=True)},
+                "train/loss": totals[4] / budget.batch,
+                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[5:], strict=True)},
                 "train/gradient_norm": norm,
                 "train/rate": optimizer.param_groups[0]["lr"],
                 "train/skipped": float(progress.skipped),
                 "time/step_s": step_s,
                 "time/episodes_per_s": budget.batch / step_s,
                 "time/data_wait_share": table[:, 1].max().item() / step_s,
+                "time/inner_s": table[:, 2].max().item(),
+                "time/outer_s": table[:, 3].max().item(),
+                "time/wait_for_ranks_s": reduce_s,
                 "time/rank_spread": (table[:, 2].max() / table[:, 2].min()).item(),
             },
         )
@@ -173,26 +189,8 @@ def _finite(value: float) -> bool:
     return value - value == 0
 
 
-def _update(
-    engine: Engine,
-    optimizer: Optimizer,
-    sums: StepSums,
-    budget: Budget,
-    progress: Progress,
-    *,
-    finite: bool,
-    norm: float,
-) -> None:
-    """Step, or skip it on all ranks when the reduced loss or gradient is not finite."""
-    if not finite:
-        progress.skipped += 1
-        progress.skipped_in_row += 1
-        if progress.skipped_in_row >= budget.skip_limit:
-            raise Diverged(
-                f"the loss or the gradient (norm {norm}) was not finite in {progress.skipped_in_row} meta-steps in a row, up to "
-                f"step {progress.step}; lower meta.optimizer.lr or the inner rate, or resume from an earlier checkpoint"
-            )
-        return
+def _update(engine: Engine, optimizer: Optimizer, sums: StepSums, budget: Budget, progress: Progress) -> None:
+    """The outer update."""
     progress.skipped_in_row = 0
     optimizer.step()
     if sums.statistics:
@@ -200,6 +198,30 @@ def _update(
         mean = ranks.add(flat.double()) / budget.batch
         parts = iter(mean.split([tensor.numel() for pair in sums.statistics.values() for tensor in pair]))
         engine.learner.absorb({layer: (next(parts), next(parts)) for layer in sums.statistics})
+
+
+def _skip(
+    engine: Engine,
+    episodes: Sequence[tuple[int, Episode]],
+    budget: Budget,
+    progress: Progress,
+    norm: float,
+    device: torch.device,
+) -> None:
+    """Leave the weights as they are on all ranks, because the reduced loss or gradient is not finite."""
+    progress.skipped += 1
+    progress.skipped_in_row += 1
+    if progress.skipped_in_row < budget.skip_limit:
+        return
+    # All ranks look where it began, so that all say the same.
+    broken = next(((n, at) for n, episode in episodes if (at := engine.learner.breaks(episode)) is not None), (-1, -1))
+    found = [row for row in ranks.gather([float(value) for value in broken], device).tolist() if row[0] >= 0]
+    where = f"; episode {found[0][0]:.0f} of that step left the finite at inner step {found[0][1]:.0f}" if found else ""
+    advice = "lower the inner rate learner.rule.lr" if found else "lower meta.optimizer.lr or the inner rate"
+    raise Diverged(
+        f"the loss or the gradient (norm {norm}) was not finite in {progress.skipped_in_row} meta-steps in a row, up to "
+        f"step {progress.step}{where}; {engine.learner.advice or advice}, or resume from an earlier checkpoint"
+    )
 
 
 def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:

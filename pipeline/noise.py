@@ -82,3 +82,9 @@ class Noise:
         and the order of calls.
         """
         return self._bits.random_raw(count)
+
+    def normals(self, count: int) -> np.ndarray:
+        """The next `count` standard normal deviates, float64 (Box and Muller 1958)."""
+        radius, angle = ((self.words(2 * -(-count // 2)) >> np.uint64(11)) * 2.0**-53).reshape(2, -1)
+        length = np.sqrt(-2 * np.log1p(-radius))
+        return np.concatenate([length * np.cos(2 * np.pi * angle), length * np.sin(2 * np.pi * angle)])[:count]

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
+import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.optim import Optimizer
 
@@ -19,7 +24,8 @@ from pipeline.build import MakeLearner
 from pipeline.config import RunConfig, dump, fingerprint, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, frozen
-from pipeline.engine import Engine, Plan, measure
+from pipeline.engine import Engine, Plan, Trial, measure, signature
+from pipeline.episode import Episode
 from pipeline.errors import InputError
 from pipeline.judging import Place, Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
@@ -51,13 +57,10 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
     index = Index.open(config.data.root)
     saved = _latest(job.folder / "checkpoints")
     _set_threads(config, saved)
+    _set_precision(config)
     learner = job.make_learner(config, index).to(device)
     optimizer = build.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
-    progress = Progress()
-    if saved is not None:
-        checkpoint.restore(saved, learner, optimizer)
-        kept = {key: value for key, value in saved.state.items() if key in Progress.__dataclass_fields__}
-        progress = Progress(**{**kept, "step": saved.step, "stopped": ""})
+    autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
     sampler = build.sampler(config, index, config.data.train)
     loader = Loader(
         sampler,
@@ -68,9 +71,14 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
         depth=config.data.prefetch,
         threads=config.data.threads,
     )
-    autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
-    with loader, _recorder(job, config) as record:
-        plan = _plan(config, saved, loader, learner, build.place(config, device), autocast, progress.step)
+    with loader, _told(job) as told:
+        if saved is not None:
+            plan = Plan(*saved.state["plan"])
+        else:
+            plan = _plan(config, loader, learner, build.place(config, device), autocast, told)
+        # The engine lays the weights out in memory: an optimizer's state is laid out like them.
+        engine = Engine(learner, plan, autocast)
+        progress = _restored(saved, learner, optimizer)
         save = functools.partial(_save, job, config, learner, optimizer, plan, report)
         if saved is None:
             save(progress)
@@ -78,13 +86,22 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
             place=build.place(config, device),
             rate=functools.partial(build.rate, config),
             validate=lambda: _validate(config, index, learner, device),
-            record=record,
+            record=_recorder(told, config),
             save=save,
             stop_asked=functools.partial(_stop_asked, job),
+            traced=functools.partial(_traced, job, config, told),
         )
         budget = _budget(config)
-        engine = Engine(learner, plan, autocast)
         meta_train(engine, optimizer, loader, budget=budget, hooks=hooks, progress=progress, device=device)
+
+
+def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: Optimizer) -> Progress:
+    """Where the run goes on, its weights and optimizer state put back."""
+    if saved is None:
+        return Progress()
+    checkpoint.restore(saved, learner, optimizer)
+    kept = {key: value for key, value in saved.state.items() if key in Progress.__dataclass_fields__}
+    return Progress(**{**kept, "step": saved.step, "stopped": ""})
 
 
 def _budget(config: RunConfig) -> Budget:
@@ -124,29 +141,75 @@ def _set_threads(config: RunConfig, saved: checkpoint.Checkpoint | None) -> None
     torch.set_num_threads(threads)
 
 
+def _set_precision(config: RunConfig) -> None:
+    """Float32 products are float32 unless the config says otherwise: torch's own default for convolutions is TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.engine.tf32
+
+
 def _plan(
     config: RunConfig,
-    saved: checkpoint.Checkpoint | None,
     loader: Loader,
     learner: Learner,
     bring: Place,
     autocast: torch.dtype | None,
-    step: int,
+    told: Spool | None,
 ) -> Plan:
-    """The engine's plan: the saved one, the config's, or what rank 0 measures on its first episodes."""
-    if saved is not None:
-        return Plan(*saved.state["plan"])
-    match config.engine.mode:
-        case "loop":
-            return Plan("loop", 1)
-        case "vmap":
-            return Plan("vmap", config.engine.chunk)
-    measured: Plan | None = None
-    if ranks.rank() == 0:
-        drawn = loader.sampler
-        episodes = [bring(loader.reader.episode(drawn.draw(step, number))) for number in loader.numbers]
-        measured = measure(learner, episodes, autocast)
-    return Plan(*ranks.told_by_first(measured))
+    """The engine's plan: the config's, or what rank 0 measures on its first episodes or has measured in an earlier run."""
+    chosen = config.engine
+    if chosen.mode != "auto":
+        plan = Plan(chosen.mode, 1 if chosen.mode == "loop" else chosen.chunk, chosen.layout)
+        trials = []
+    else:
+        plan, trials = None, []
+        if ranks.rank() == 0:
+            drawn = loader.sampler
+            episodes = [bring(loader.reader.episode(drawn.draw(0, number))) for number in loader.numbers]
+            trials = _measured(config, learner, episodes, autocast)
+            plan = trials[0].plan
+        plan = Plan(*ranks.told_by_first(plan))
+    if told is not None:
+        lines = [f"{trial.plan}: {trial.reason or f'{trial.seconds:.4g} s'}" for trial in trials]
+        told.tags({"engine.plan": str(plan), **({"engine.trials": "; ".join(lines)} if lines else {})})
+    return plan
+
+
+def _measured(
+    config: RunConfig, learner: Learner, episodes: list[Episode], autocast: torch.dtype | None
+) -> list[Trial]:
+    """The trials of an earlier run of the same learner on a machine like this, or new ones, kept for the next run."""
+    kept = config.runs / "plans" / f"{_likeness(config, episodes)}.json"
+    try:
+        rows = json.loads(kept.read_text())
+        return [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
+    except (OSError, ValueError, TypeError):
+        pass
+    trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(rows))
+    partial.replace(kept)
+    return trials
+
+
+def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
+    """Equal where the same plan is the fastest: machine, threads, versions, model, learner, shapes and number of episodes."""
+    cuda = torch.cuda.is_available()
+    machine = [platform.processor(), platform.machine(), os.cpu_count(), torch.cuda.get_device_name() if cuda else ""]
+    asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
+    shapes = [str(signature(episode)) for episode in episodes]
+    told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _memory(config: RunConfig, episode: Episode) -> int:
+    """Bytes that the tensors of this worker may take while they are measured and in training."""
+    if config.engine.memory_mib is not None:
+        return config.engine.memory_mib << 20
+    if episode.query.inputs.is_cuda:
+        return torch.cuda.mem_get_info()[0] // 2
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
+    return psutil.virtual_memory().available // 2 // local
 
 
 def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.device) -> Score:
@@ -177,26 +240,46 @@ def _save(
 
 
 @contextmanager
-def _recorder(job: Job, config: RunConfig) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Rank 0 writes the metrics to the spool, with the machine's own now and then; the other ranks write nothing."""
+def _told(job: Job) -> Iterator[Spool | None]:
+    """Rank 0's spool; the other ranks tell nothing."""
     if ranks.rank() != 0:
-        yield lambda step, values: None
+        yield None
         return
     spool = Spool(job.folder)
+    try:
+        yield spool
+    finally:
+        spool.close()
+
+
+def _recorder(told: Spool | None, config: RunConfig) -> Callable[[int, dict[str, float]], None]:
+    """Writes the metrics to the spool, with the machine's own now and then."""
     looked_s = 0.0
 
     def record(step: int, values: dict[str, float]) -> None:
         nonlocal looked_s
+        if told is None:
+            return
         if time.monotonic() - looked_s >= SYSTEM_EVERY_S:
             looked_s = time.monotonic()
             values = {**values, **{f"system/{name}": value for name, value in system_metrics().items()}}
         if step % config.tracking.log_every == 0 or "validation/score" in values:
-            spool.metrics(step, values)
+            told.metrics(step, values)
 
-    try:
-        yield record
-    finally:
-        spool.close()
+    return record
+
+
+@contextmanager
+def _traced(job: Job, config: RunConfig, told: Spool | None, step: int) -> Iterator[None]:
+    """Rank 0 keeps a profiler trace of the meta-step that the config names, for chrome://tracing or Perfetto."""
+    if told is None or step != config.engine.profile_at or step == 0:
+        yield
+        return
+    with torch.profiler.profile() as profile:
+        yield
+    path = job.folder / f"trace-step-{step:08d}.json"
+    profile.export_chrome_trace(str(path))
+    told.artifact(path, "profile")
 
 
 def _stop_asked(job: Job) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from pipeline.config import RunConfig, parse
 from pipeline.episode import Batch, Episode
-from pipeline.learners.estimators import first_order, unrolled
+from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Learned
+from pipeline.learners.initials import Context, Learned, Prototypes
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import PrototypeLearner
-from pipeline.learners.rules import Sgd
+from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import Conv4
 from pipeline.models.network import Network
 from pipeline.tasks.classification import Classification
@@ -21,36 +22,78 @@ from pipeline.tasks.classification import Classification
 WAYS = 3
 
 
-def network(downsample: str = "stride", *, prototype: bool = False) -> Network:
+def network(downsample: str = "stride", *, prototype: bool = False, **options) -> Network:
     """A conv4 with norm, in float64, for (1, 16, 16) images."""
     features = "mean" if downsample == "stride" else "flatten"
-    encoder = Conv4(channels=1, width=6, size=16, downsample=downsample, features=features)
+    encoder = Conv4(channels=1, width=6, size=16, downsample=downsample, features=features, **options)
     head = torch.nn.Identity() if prototype else Classification().head(encoder.features, WAYS)
     return Network(encoder, head).double()
 
 
 def gradient_learner(
-    adapts: str = ".*", *, estimate=unrolled, steps: int = 2, downsample: str = "stride", lr: float = 0.1
+    adapts: str = ".*",
+    *,
+    estimate=None,
+    initial=Learned,
+    rule: Callable[[dict], Rule] = lambda fast: Sgd(0.1),
+    steps: int = 2,
+    support_weight: float = 0.0,
+    **options,
 ) -> GradientLearner:
-    """MAML and its kin on conv4 with norm."""
-    model = network(downsample)
+    """MAML and its kin on conv4 with norm; `options` are the model's."""
+    model = network(**{"steps": steps, **options})
+    start = initial(model) if initial is Context else initial(model, adapts)
     return GradientLearner(
         model,
         Classification(),
-        initial=Learned(model, adapts),
-        rule=Sgd(lr),
-        estimate=estimate,
+        initial=start,
+        rule=rule({name: value for name, value in model.named_parameters() if name in start.names}),
+        estimate=estimate or Unrolled(steps),
         steps=steps,
         test_steps=steps + 1,
+        support_weight=support_weight,
     )
+
+
+def evolved() -> GradientLearner:
+    """ES-MAML with three antithetic pairs."""
+    learner = gradient_learner()
+    learner.estimate = Evolution(dict(learner.named_parameters()), sigma=1e-3, pairs=3, seed=0)
+    return learner
+
+
+def maml_pp() -> GradientLearner:
+    """MAML++: rates and norm parameters per step, the multi-step loss half faded."""
+    learner = gradient_learner(
+        estimate=Unrolled(2, multi_step=10),
+        rule=lambda fast: PerStep(0.1, fast, 2),
+        norm="batch_per_step",
+    )
+    learner.begin(5)
+    return learner
 
 
 LEARNERS = {
     "maml": lambda: gradient_learner(),
     "maml-max-pool": lambda: gradient_learner(downsample="max_pool"),
-    "fomaml": lambda: gradient_learner(estimate=first_order),
+    "maml-recomputed": lambda: gradient_learner(estimate=Unrolled(2, recompute=True)),
+    "maml-regularised": lambda: gradient_learner(support_weight=0.5),
+    "maml-group-norm": lambda: gradient_learner(norm="group"),
+    "fomaml": lambda: gradient_learner(estimate=FirstOrder()),
+    "reptile": lambda: gradient_learner(estimate=Reptile()),
+    "imaml": lambda: gradient_learner(estimate=Implicit(300.0, "cg", 5, 1.0), rule=lambda fast: Sgd(0.003)),
+    "imaml-neumann": lambda: gradient_learner(
+        estimate=Implicit(300.0, "neumann", 5, 1.0), rule=lambda fast: Sgd(0.003)
+    ),
+    "es-maml": evolved,
     "anil": lambda: gradient_learner(r"head\..*"),
     "boil": lambda: gradient_learner(r"encoder\..*"),
+    "bitfit": lambda: gradient_learner(r".*\.bias"),
+    "film": lambda: gradient_learner(r"encoder\.norms\..*"),
+    "protomaml": lambda: gradient_learner(initial=Prototypes, rule=lambda fast: Sgd(0.01)),
+    "cavia": lambda: gradient_learner(initial=Context, context=4),
+    "meta-sgd": lambda: gradient_learner(rule=lambda fast: PerElement(0.1, fast)),
+    "maml++": maml_pp,
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
 }
 
@@ -78,7 +121,7 @@ def episode(number: int, *, shots: int = 2, queries: int = 3) -> Episode:
 
 def gradient(learner: torch.nn.Module) -> torch.Tensor:
     """All gradients in one vector."""
-    return torch.cat([p.grad.flatten() for p in learner.parameters()])
+    return torch.cat([p.grad.flatten() for p in learner.parameters() if p.requires_grad])
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:

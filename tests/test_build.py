@@ -15,9 +15,12 @@ from pipeline.data.index import Index
 from pipeline.data.sampler import Shape
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
-from pipeline.learners.estimators import first_order, unrolled
+from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.initials import Context, Prototypes
 from pipeline.learners.metric import PrototypeLearner
+from pipeline.learners.rules import PerElement, PerStep, Sgd
+from pipeline.models.norm import GroupNorm, Norm
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +106,51 @@ def test_a_pattern_that_names_nothing_is_refused(config, index, adapts, told):
     assert "learner.adapts = " in str(caught.value) and told in str(caught.value)
 
 
-@pytest.mark.parametrize(("kind", "function"), [("unrolled", unrolled), ("first_order", first_order)])
-def test_the_estimate_and_the_steps_are_those_asked_for(config, index, kind, function):
+ESTIMATES = {
+    "unrolled": Unrolled,
+    "first_order": FirstOrder,
+    "reptile": Reptile,
+    "implicit": Implicit,
+    "es": Evolution,
+}
+RULES = {"sgd": Sgd, "per_element": PerElement, "per_step": PerStep}
+
+
+@pytest.mark.parametrize("kind", ESTIMATES)
+def test_the_estimate_and_the_steps_are_those_asked_for(config, index, kind):
     made = build.learner(config(learner={"estimate": {"kind": kind}, "steps": 2}), index)
-    assert made.estimate is function and (made.steps, made.test_steps) == (2, 2)
+    assert type(made.estimate) is ESTIMATES[kind] and (made.steps, made.test_steps) == (2, 2)
     assert build.learner(config(learner={"test_steps": 7}), index).test_steps == 7
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_rule_is_the_one_asked_for_and_starts_at_its_rate(config, index, kind):
+    made = build.learner(config(learner={"rule": {"kind": kind, "lr": 0.25}, "steps": 2}), index)
+    assert type(made.rule) is RULES[kind]
+    assert all((rate == 0.25).all() for rate in made.rule.parameters())
+
+
+def test_the_start_is_the_one_asked_for(config, index):
+    made = build.learner(config(learner={"initial": {"kind": "prototypes"}}, evaluate={"ways": 5}), index)
+    assert type(made.initial) is Prototypes
+    made = build.learner(config(learner={"initial": {"kind": "context"}}, model={"context": 7}), index)
+    assert type(made.initial) is Context and made.initial.names == {"encoder.film.context"}
+    with pytest.raises(InputError, match="set model.context = 100"):
+        build.learner(config(learner={"initial": {"kind": "context"}}), index)
+
+
+@pytest.mark.parametrize("norm", ["batch", "batch_per_step", "group", "layer"])
+def test_the_norm_is_the_one_asked_for(config, index, norm):
+    made = build.learner(config(model={"norm": norm}, learner={"steps": 3}), index)
+    layer = made.model.encoder.norms[0]
+    expected = {"batch": (6,), "batch_per_step": (4, 6)}.get(norm, (6,))
+    assert isinstance(layer, GroupNorm if norm in ("group", "layer") else Norm) and layer.weight.shape == expected
+
+
+def test_walking_back_goes_with_neither_annealing(config, index):
+    asked = {"estimate": {"kind": "unrolled", "recompute": True, "multi_step": 5}}
+    with pytest.raises(InputError, match="recompute goes with neither multi_step nor first_order_until; set them to 0"):
+        build.learner(config(learner=asked), index)
 
 
 def test_images_that_are_not_square_need_a_size(config, tmp_path):

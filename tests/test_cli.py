@@ -1,4 +1,4 @@
-"""The command line as a user calls it: real processes, real files, exit codes, one line per error."""
+"""The command line as a user calls it: real files, exit codes, one line per error; real processes where one trains."""
 
 import json
 import os
@@ -6,15 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from small import small_config
 
-from pipeline import checkpoint
+from pipeline import checkpoint, cli
 from pipeline.config import dump
 
 LIMIT_S = 180
+RULE = "train=0.7,val=0.15,test=0.15"
 
 
 def command(*args: object) -> list[str]:
@@ -23,6 +25,21 @@ def command(*args: object) -> list[str]:
 
 def metashard(*args: object, where: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(*args), cwd=where, capture_output=True, text=True, timeout=LIMIT_S)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Calls the command line in this process and in `tmp_path`: a new one would import everything again."""
+
+    def call(*args: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("sys.argv", ["metashard", *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, int(ended.value.code or 0), said.out, said.err)
+
+    return call
 
 
 def config_file(place: Path, root: Path, **sections) -> Path:
@@ -40,16 +57,21 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
     return line
 
 
-def test_pack_verify_show_train_evaluate_runs(tmp_path, glyphs_root):
-    """The main path: images to an MLflow run."""
-    images = glyphs_root.parent / "images"
-    rule = "train=0.7,val=0.15,test=0.15"
-    packed = metashard("pack", images, "data", "--size", 16, "--rule", rule, where=tmp_path)
+def test_pack_verify_show(tmp_path, glyphs_root, here):
+    """Images to a packed data set without fault, of which an episode is drawn."""
+    packed = here("pack", glyphs_root.parent / "images", "data", "--size", 16, "--rule", RULE)
     assert packed.returncode == 0 and "624 samples (16 × 16 × 1, raw), 52 classes" in packed.stdout
-    assert metashard("verify", "data", where=tmp_path).stdout.strip() == "data: no fault"
-    shown = metashard("show", "data", "--out", "episode.png", where=tmp_path)
+    assert here("verify", "data").stdout.strip() == "data: no fault"
+    shown = here("show", "data", "--out", "episode.png")
     assert shown.returncode == 0 and (tmp_path / "episode.png").read_bytes().startswith(b"\x89PNG")
 
+
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_pack_train_evaluate_runs(tmp_path, glyphs_root):
+    """The main path, in a process each: images to an MLflow run."""
+    packed = metashard("pack", glyphs_root.parent / "images", "data", "--size", 16, "--rule", RULE, where=tmp_path)
+    assert packed.returncode == 0 and "624 samples" in packed.stdout
     config = config_file(tmp_path, tmp_path / "data")
     trained = metashard("train", config, "meta.steps=4", where=tmp_path)
     assert trained.returncode == 0, trained.stderr
@@ -73,6 +95,8 @@ def test_pack_verify_show_train_evaluate_runs(tmp_path, glyphs_root):
     assert {"pictures", "checkpoint", "config.yaml"} <= {a.path for a in client.list_artifacts(tracked.info.run_id)}
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_ctrl_c_saves_and_resume_goes_on(tmp_path, glyphs_root):
     config = config_file(tmp_path, glyphs_root, checkpoint={"every": 5}, validation={"every": 10_000})
     endless = subprocess.Popen(
@@ -104,25 +128,30 @@ def test_ctrl_c_saves_and_resume_goes_on(tmp_path, glyphs_root):
         ("data.root=/nowhere", "/nowhere"),
         ("data.ways=99", "fewer than ways = 99"),
         ("data.shots=99", "shots + queries = 101"),
-        ("workers.count=64 meta.batch=64", "64 workers were asked for"),
         ("workers.count=9", "smaller than workers.count = 9"),
         ("learner.adapts=nothing", "matches no parameter"),
         ("runs=/proc/nothing", "/proc/nothing"),
     ],
 )
-def test_bad_configs_are_one_line_and_start_nothing(tmp_path, glyphs_root, override, said):
-    config = config_file(tmp_path, glyphs_root)
-    line = error_of(metashard("train", config, *override.split(), where=tmp_path))
+def test_bad_configs_are_one_line_and_start_nothing(tmp_path, glyphs_root, here, override, said):
+    line = error_of(here("train", config_file(tmp_path, glyphs_root), override))
     assert said in line and not (tmp_path / "runs").exists()
 
 
-def test_a_config_that_is_not_there_or_not_yaml(tmp_path):
-    assert "nothing.yaml" in error_of(metashard("train", "nothing.yaml", where=tmp_path))
+def test_more_workers_than_cpus_are_one_line_and_start_nothing(tmp_path, glyphs_root):
+    """In a process of its own: nothing that is imported there adds to the one line either."""
+    config = config_file(tmp_path, glyphs_root)
+    line = error_of(metashard("train", config, "workers.count=64", "meta.batch=64", where=tmp_path))
+    assert "64 workers were asked for" in line and not (tmp_path / "runs").exists()
+
+
+def test_a_config_that_is_not_there_or_not_yaml(tmp_path, here):
+    assert "nothing.yaml" in error_of(here("train", "nothing.yaml"))
     (tmp_path / "bad.yaml").write_text("a: [1")
-    assert "is not YAML" in error_of(metashard("train", "bad.yaml", where=tmp_path))
+    assert "is not YAML" in error_of(here("train", "bad.yaml"))
 
 
-def test_verify_lists_all_faults_and_exits_with_2(tmp_path, glyphs_root):
+def test_verify_lists_all_faults_and_exits_with_2(tmp_path, glyphs_root, here):
     import shutil
 
     shutil.copytree(glyphs_root, tmp_path / "data")
@@ -131,11 +160,11 @@ def test_verify_lists_all_faults_and_exits_with_2(tmp_path, glyphs_root):
     for at in (2000, len(blob) // 2):
         blob[at] ^= 0xFF
     tar.write_bytes(bytes(blob))
-    done = metashard("verify", "data", where=tmp_path)
+    done = here("verify", "data")
     assert done.returncode == 2 and len(done.stdout.strip().splitlines()) >= 2
 
 
-def test_a_taken_port_is_an_input_error(tmp_path, glyphs_root):
+def test_a_taken_port_is_an_input_error(tmp_path, here):
     import socket
 
     with socket.socket() as taken:
@@ -144,15 +173,13 @@ def test_a_taken_port_is_an_input_error(tmp_path, glyphs_root):
         port = taken.getsockname()[1]
         (tmp_path / "runs").mkdir()
         (tmp_path / "runs" / "mlflow.db").touch()
-        assert str(port) in error_of(metashard("ui", "--port", port, where=tmp_path))
+        assert str(port) in error_of(here("ui", "--port", port))
 
 
 def test_every_verb_shows_an_example(tmp_path):
     from typer.main import get_command
 
-    from pipeline.cli import app
-
-    for name, verb in get_command(app).commands.items():
+    for name, verb in get_command(cli.app).commands.items():
         assert verb.epilog and verb.epilog.startswith(f"Example: metashard {name}"), name
 
 

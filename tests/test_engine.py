@@ -1,10 +1,12 @@
 """Law 2 in one process: loop = vmap = chunked, for all learners, on conv4 with norm."""
 
+import shutil
+
 import pytest
 import torch
 from small import episode, gradient, make, relative
 
-from pipeline.engine import Engine, Plan, chunks, measure
+from pipeline.engine import Engine, Plan, candidates, chunks, measure, peak_bytes
 
 PLANS = [Plan("loop", 1), Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5)]
 
@@ -54,11 +56,49 @@ def test_norm_statistics_are_summed_alike_by_every_plan():
 def test_no_episodes_give_a_zero_that_reaches_every_parameter(learner):
     outcome = Engine(learner, PLANS[0])([])
     outcome.loss.backward()
-    assert outcome.loss.item() == 0 and all((p.grad == 0).all() for p in learner.parameters())
+    assert outcome.loss.item() == 0 and all((p.grad == 0).all() for p in learner.parameters() if p.requires_grad)
 
 
-def test_measuring_leaves_no_gradient_and_gives_a_plan():
+def test_measuring_leaves_no_gradient_and_gives_plans_the_fastest_first():
     learner = make("maml")
-    plan = measure(learner, [episode(n) for n in range(3)])
-    assert plan in {Plan("loop", 1), Plan("vmap", 3)}
+    trials = measure(learner, [episode(n) for n in range(3)])
+    assert {trial.plan for trial in trials} == {Plan("loop", 1), Plan("loop", 1, "first"), Plan("vmap", 3)}
+    assert [trial.seconds for trial in trials] == sorted(trial.seconds for trial in trials)
     assert all(p.grad is None for p in learner.parameters())
+
+
+def test_what_does_not_fit_the_memory_budget_is_not_tried():
+    trials = measure(make("maml"), [episode(n) for n in range(3)], memory=1)
+    assert {trial.plan.mode for trial in trials} == {"loop"}
+
+
+def test_compiling_is_tried_for_long_runs_alone():
+    modes = [{plan.mode for plan in candidates(8, room=100, patient=patient)} for patient in (False, True)]
+    assert modes == [{"loop", "vmap"}, {"loop", "vmap", "compiled"}]
+    assert Plan("compiled", 8) in candidates(16, room=100, patient=True)
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name,chunk", [("prototypes", 1), ("maml", 2)])
+def test_a_compiled_plan_gives_the_same_meta_gradient(name, chunk):
+    """Without a C++ compiler there is no compiled mode, and `measure` leaves it out."""
+    if shutil.which("g++") is None:
+        with pytest.raises(Exception, match="[Cc]ompiler"):
+            run(make(name), Plan("compiled", chunk), [episode(n) for n in range(2)])
+        return
+    learner, episodes = make(name), [episode(n) for n in range(3)]
+    loss, expected, _ = run(learner, PLANS[0], episodes)
+    value, found, _ = run(learner, Plan("compiled", chunk), episodes)
+    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+
+
+def test_peak_memory_counts_what_lives_at_one_time():
+    def work() -> None:
+        kept = torch.zeros(1 << 18)
+        for _ in range(4):
+            torch.zeros(1 << 18)
+        del kept
+
+    assert 2 << 20 <= peak_bytes(work) < 3 << 20

@@ -77,7 +77,8 @@ def test_a_table_of_scores(capsys):
     assert lines.count("50.00 ± 1.00 %") == 2 and "0.50 ± 0.01" in lines and "600 of test 5-way 1-shot" in lines
 
 
-def test_sync_of_runs_names_those_that_are_not_complete(tmp_path):
+def test_sync_of_runs_names_those_that_are_not_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "GIVE_UP_AFTER", 1)
     make_run(tmp_path, "a", status="FINISHED")
     make_run(tmp_path, "b", status="FINISHED")
     with socket.socket() as probe:

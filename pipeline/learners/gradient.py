@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from typing import final
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pipeline.episode import Batch, Episode, Outcome, Params
-from pipeline.learners.estimators import Estimator
+from pipeline.errors import InputError
+from pipeline.learners.estimators import Estimate
 from pipeline.learners.initials import Initial
 from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.learners.rules import Rule
 from pipeline.learners.unroll import InnerProblem, trajectory
-from pipeline.models.norm import Given, Normalise, Recorded, by_batch
+from pipeline.models.network import Network
+from pipeline.models.norm import ByBatch, Given, Normalise, Recorded, by_batch
 from pipeline.tasks.task import Task
 
 
@@ -25,26 +27,62 @@ class GradientLearner(Learner):
 
     While it trains, and in transductive mode, norm layers use the statistics of the batch at hand, as in the paper's
     code; in inductive mode queries are normalised by the support's statistics under the adapted weights.
+
+    With `support_weight` λ the meta-loss is query loss + λ · support loss, both at the adapted weights.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Network,
         task: Task,
         *,
         initial: Initial,
         rule: Rule,
-        estimate: Estimator,
+        estimate: Estimate,
         steps: int,
         test_steps: int,
+        support_weight: float = 0.0,
     ):
         super().__init__()
+        for name in initial.replaced:
+            model.get_parameter(name).requires_grad_(False)
         self.model, self.task, self.initial, self.rule = model, task, initial, rule
-        self.estimate, self.steps, self.test_steps = estimate, steps, test_steps
+        self.estimate, self.steps, self.test_steps, self.support_weight = estimate, steps, test_steps, support_weight
+        self.advice = estimate.advice
+        self._check()
+
+    def begin(self, step: int) -> None:
+        self.estimate.begin(step)
+
+    def phase(self) -> Hashable:
+        return self.estimate.phase()
+
+    @torch.no_grad()
+    def breaks(self, episode: Episode) -> int | None:
+        problem = self._problem(*episode, self.steps)
+        for step, fast in enumerate(trajectory(problem, second_order=False)):
+            if not all(bool(value.isfinite().all()) for value in fast.values()):
+                return step
+        return None
+
+    def _check(self) -> None:
+        """Refuse a composition in which a meta-parameter would never get a gradient."""
+        way_out = "use learner.estimate.kind = unrolled, first_order or es"
+        if not self.estimate.differentiates_rules and any(True for _ in self.rule.parameters()):
+            raise InputError(
+                f"the estimate {_kind(self.estimate)} gives no gradient to the learned rule {_kind(self.rule)}; {way_out}, or "
+                "learner.rule.kind = sgd"
+            )
+        slow = {n for n, p in self.model.named_parameters() if p.requires_grad} - self.initial.names
+        if not self.estimate.differentiates_slow and (slow or self.initial.replaced):
+            named = ", ".join(sorted(slow or self.initial.replaced)[:3])
+            raise InputError(
+                f"the estimate {_kind(self.estimate)} gives a gradient only to what starts learned and adapts, not to {named}; "
+                f'set learner.adapts = ".*", or {way_out}'
+            )
 
     def outcome(self, episode: Episode) -> Outcome:
-        fast = self.initial(self._params(), episode.support, episode.ways)
-        return self.estimate(self._problem(episode.support, episode.query, self.steps), fast)
+        return self.estimate(self._problem(*episode, self.steps))
 
     @torch.no_grad()
     def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
@@ -54,34 +92,59 @@ class GradientLearner(Learner):
     @torch.no_grad()
     def predictors(self, support: Batch, ways: int, *, mode: Mode) -> Iterator[Predictor]:
         """A predictor before adaptation and after each of the `test_steps` inner steps, for adaptation curves."""
-        problem = self._problem(support, support, self.test_steps)
-        start = self.initial(self._params(), support, ways)
-        for fast in trajectory(problem, start, second_order=False):
-            yield self._predictor(fast, self._normalise(fast, support, mode))
+        problem = self._problem(support, support, ways, self.test_steps)
+        for step, fast in enumerate(trajectory(problem, second_order=False)):
+            yield self._predictor(fast, self._normalise(fast, support, mode, step))
 
-    def _params(self) -> Params:
-        return dict(self.model.named_parameters())
+    def _call(self, params: Mapping[str, Tensor], fast: Params, inputs: Tensor, normalise: Normalise) -> Tensor:
+        return functional_call(self.model, {**params, **fast}, (inputs, normalise))
 
-    def _call(self, fast: Params, inputs: Tensor, normalise: Normalise = by_batch) -> Tensor:
-        return functional_call(self.model, {**self._params(), **fast}, (inputs, normalise))
+    def _problem(self, support: Batch, query: Batch, ways: int, steps: int) -> InnerProblem:
+        def embed(params: Params, inputs: Tensor) -> Tensor:
+            return functional_call(self.model.encoder, _part("encoder", params), (inputs, by_batch))
 
-    def _problem(self, support: Batch, query: Batch, steps: int) -> InnerProblem:
-        def support_loss(fast: Params) -> Tensor:
-            return self.task.loss(self._call(fast, support.inputs), support.targets)
+        def start(meta: Params) -> Params:
+            arguments = (_part("model", meta), support, ways, embed)
+            return functional_call(self.initial, _part("initial", meta), arguments)
 
-        def judged(fast: Params) -> Outcome:
-            predictions = self._call(fast, query.inputs)
+        def support_loss(meta: Params, fast: Params, step: int) -> Tensor:
+            predictions = self._call(_part("model", meta), fast, support.inputs, ByBatch(step))
+            return self.task.loss(predictions, support.targets)
+
+        def judged(meta: Params, fast: Params, step: int) -> Outcome:
+            predictions = self._call(_part("model", meta), fast, query.inputs, ByBatch(step))
             loss = self.task.loss(predictions, query.targets)
-            return Outcome(loss, self.task.metrics(predictions, query.targets), {})
+            metrics = self.task.metrics(predictions, query.targets)
+            if self.support_weight:
+                loss = loss + self.support_weight * support_loss(meta, fast, step)
+            return Outcome(loss, metrics, {})
 
-        return InnerProblem(support_loss, judged, self.rule, steps)
+        def init(meta: Params, fast: Params):
+            return self.rule.init(fast)
 
-    def _normalise(self, fast: Params, support: Batch, mode: Mode) -> Normalise:
+        def update(meta: Params, gradients: Params, fast: Params, loss: Tensor, state, step: int):
+            arguments = (gradients, fast, loss, state)
+            return functional_call(self.rule, _part("rule", meta), arguments, {"step": step})
+
+        return InnerProblem(dict(self.named_parameters()), start, support_loss, judged, init, update, steps)
+
+    def _normalise(self, fast: Params, support: Batch, mode: Mode, step: int) -> Normalise:
         if mode is Mode.TRANSDUCTIVE:
-            return by_batch
-        recorded = Recorded()
-        self._call(fast, support.inputs, recorded)
-        return Given(recorded.statistics)
+            return ByBatch(step)
+        recorded = Recorded(step)
+        self._call(dict(self.model.named_parameters()), fast, support.inputs, recorded)
+        return Given(recorded.statistics, step)
 
     def _predictor(self, fast: Params, normalise: Normalise) -> Predictor:
-        return torch.no_grad()(lambda inputs: self._call(fast, inputs, normalise))
+        params = dict(self.model.named_parameters())
+        return torch.no_grad()(lambda inputs: self._call(params, fast, inputs, normalise))
+
+
+def _kind(part: nn.Module) -> str:
+    return type(part).__name__
+
+
+def _part(name: str, params: Params) -> Params:
+    """What belongs to the submodule of this name, by the names it has in there."""
+    start = f"{name}."
+    return {full.removeprefix(start): value for full, value in params.items() if full.startswith(start)}

@@ -4,19 +4,45 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pipeline.episode import Batch, Params
 from pipeline.errors import InputError
+from pipeline.learners.metric import class_means
+
+Embed = Callable[[Params, Tensor], Tensor]
+"""(parameters, inputs) -> features (samples, features) of the encoder."""
+
+
+def matching(model: nn.Module, adapts: str) -> frozenset[str]:
+    """The names of the parameters that a pattern means.
+
+    Raises:
+        InputError: it is no regular expression, or matches none.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    try:
+        found = frozenset(name for name in names if re.fullmatch(adapts, name))
+    except re.error as error:
+        raise InputError(f"learner.adapts = {adapts!r} is not a regular expression: {error}") from error
+    if not found:
+        raise InputError(f"learner.adapts = {adapts!r} matches no parameter; the model has {', '.join(names)}")
+    return found
 
 
 class Initial(nn.Module, ABC):
-    """Splits the model's parameters into those that change inside an episode and those that do not."""
+    """Splits the model's parameters into those that change inside an episode (`names`) and those that do not."""
+
+    names: frozenset[str]
+    replaced: frozenset[str] = frozenset()
+    """Parameters of the model whose own values are never read, because the start is something else: they are frozen."""
 
     @abstractmethod
-    def forward(self, params: Params, support: Batch, ways: int) -> Params:
+    def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
         """The fast weights at the start of an episode; the other parameters keep the values in `params`."""
 
 
@@ -26,13 +52,43 @@ class Learned(Initial):
 
     def __init__(self, model: nn.Module, adapts: str):
         super().__init__()
-        names = [name for name, _ in model.named_parameters()]
-        try:
-            self.names = frozenset(name for name in names if re.fullmatch(adapts, name))
-        except re.error as error:
-            raise InputError(f"learner.adapts = {adapts!r} is not a regular expression: {error}") from error
-        if not self.names:
-            raise InputError(f"learner.adapts = {adapts!r} matches no parameter; the model has {', '.join(names)}")
+        self.names = matching(model, adapts)
 
-    def forward(self, params: Params, support: Batch, ways: int) -> Params:
+    def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
         return {name: value for name, value in params.items() if name in self.names}
+
+
+@final
+class Prototypes(Initial):
+    """The linear head starts as the prototype classifier of the support set (ProtoMAML; Triantafillou et al. 2020, section 3).
+
+    weight = 2 c, bias = −|c|² for the class means c: the logits of negative squared distances. The head has no
+    meta-parameters of its own, so `ways` may differ from episode to episode; what else adapts is a pattern as in `Learned`.
+    """
+
+    HEAD = ("head.weight", "head.bias")
+
+    def __init__(self, model: nn.Module, adapts: str):
+        super().__init__()
+        self.replaced = frozenset(self.HEAD)
+        self.names = matching(model, adapts) | self.replaced
+
+    def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
+        means = class_means(embed(params, support.inputs), support.targets, ways)
+        head = {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
+        return {name: value for name, value in params.items() if name in self.names} | head
+
+
+@final
+class Context(Initial):
+    """Only a context vector adapts, and starts at zero in every episode (CAVIA; Zintgraf et al. 2019, section 3)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = frozenset(name for name, _ in model.named_parameters() if name.endswith("context"))
+        if not self.names:
+            raise InputError("learner.initial.kind = context needs a model with a context; set model.context = 100")
+        self.replaced = self.names
+
+    def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
+        return {name: torch.zeros_like(value) for name, value in params.items() if name in self.names}

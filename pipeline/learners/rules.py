@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, final
+from collections.abc import Iterable
+from typing import final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from pipeline.episode import Params
 
-State = dict[str, Any]
-"""What a rule carries from one inner step to the next, by name; tensors, so that `vmap` sees through it."""
+State = dict[str, Params]
+"""What a rule carries from one inner step to the next; tensors, so that `vmap` sees through it."""
 
 
 class Rule(nn.Module, ABC):
     """`init` and `update`, as in an optax transformation; parameters of a learned rule are meta-parameters."""
 
-    @abstractmethod
     def init(self, fast: Params) -> State:
-        """The state before the first inner step."""
+        """The state before the first inner step; most rules have none."""
+        return {}
 
     @abstractmethod
-    def update(self, gradients: Params, state: State, *, step: int) -> tuple[Params, State]:
-        """What is to be added to each fast weight at inner step `step`, and the state after it."""
+    def forward(
+        self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
+    ) -> tuple[Params, State]:
+        """What is to be added to each fast weight at inner step `step`, and the state after it.
+
+        `loss` is the support loss (a scalar) at `fast`, of which `gradients` are the gradients.
+        """
 
 
 @final
@@ -33,8 +40,50 @@ class Sgd(Rule):
         super().__init__()
         self.lr = lr
 
-    def init(self, fast: Params) -> State:
-        return {}
-
-    def update(self, gradients: Params, state: State, *, step: int) -> tuple[Params, State]:
+    def forward(
+        self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
+    ) -> tuple[Params, State]:
         return {name: -self.lr * gradient for name, gradient in gradients.items()}, state
+
+
+class _Rates(Rule):
+    """Gradient descent with learned rates, kept by the name of the fast weight they belong to."""
+
+    def __init__(self, rates: Iterable[tuple[str, Tensor]]):
+        super().__init__()
+        # A parameter's name may not hold a dot; the names of a model's parameters hold nothing like this.
+        self.rates = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(rate) for name, rate in rates})
+
+    def rate(self, name: str) -> Tensor:
+        return self.rates[name.replace(".", "/")]
+
+
+@final
+class PerElement(_Rates):
+    """A learned rate for every single weight (Meta-SGD; Li et al. 2017, equation 2); it may become negative."""
+
+    def __init__(self, lr: float, fast: Params):
+        super().__init__((name, torch.full_like(value, lr)) for name, value in fast.items())
+
+    def forward(
+        self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
+    ) -> tuple[Params, State]:
+        return {name: -self.rate(name) * gradient for name, gradient in gradients.items()}, state
+
+
+@final
+class PerStep(_Rates):
+    """A learned rate for every tensor and inner step (MAML++; Antoniou et al. 2019, "LSLR").
+
+    Steps beyond the last learned one, as at test time, use the last.
+    """
+
+    def __init__(self, lr: float, fast: Params, steps: int):
+        super().__init__((name, value.new_full((steps,), lr)) for name, value in fast.items())
+        self.steps = steps
+
+    def forward(
+        self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
+    ) -> tuple[Params, State]:
+        at = min(step, self.steps - 1)
+        return {name: -self.rate(name)[at] * gradient for name, gradient in gradients.items()}, state

@@ -1,4 +1,4 @@
-"""The inner loop: gradient steps on the support loss."""
+"""The inner loop: gradient steps on the support loss, as functions of the meta-parameters and of fast weights."""
 
 from __future__ import annotations
 
@@ -10,35 +10,56 @@ import torch
 from torch import Tensor
 
 from pipeline.episode import Outcome, Params
-from pipeline.learners.rules import Rule
+from pipeline.learners.rules import State
 
 
 class InnerProblem(NamedTuple):
-    """One episode as an estimator sees it: losses as functions of the fast weights, and how these move."""
+    """One episode as an estimate sees it: where fast weights start, what they minimise, how they move, how they are judged.
 
-    support_loss: Callable[[Params], Tensor]
-    query: Callable[[Params], Outcome]
-    rule: Rule
+    All of it is told as functions of `meta`, the meta-parameters by name, so that an estimate can differentiate whatever
+    part it wants; `step` counts the inner steps that are behind.
+    """
+
+    meta: Params
+    start: Callable[[Params], Params]
+    """(meta) -> fast weights before the first step."""
+    support_loss: Callable[[Params, Params, int], Tensor]
+    """(meta, fast, step) -> scalar."""
+    query: Callable[[Params, Params, int], Outcome]
+    """(meta, fast, step) -> outcome whose loss is the query loss."""
+    init: Callable[[Params, Params], State]
+    """(meta, fast) -> the rule's state before the first step."""
+    update: Callable[[Params, Params, Params, Tensor, State, int], tuple[Params, State]]
+    """(meta, gradients, fast, loss, state, step) -> what is added to the fast weights, and the next state."""
     steps: int
 
 
-def trajectory(problem: InnerProblem, fast: Params, *, second_order: bool) -> Iterator[Params]:
-    """Yield the fast weights before the first inner step and after each one.
+class Point(NamedTuple):
+    """Where an inner loop is: fast weights and the rule's state."""
 
-    With `second_order` the inner gradients are functions of `fast`; without, constants.
-    """
-    state = problem.rule.init(fast)
-    yield fast
+    fast: Params
+    state: State
+
+
+def first(problem: InnerProblem, meta: Params) -> Point:
+    """Before the first inner step."""
+    fast = problem.start(meta)
+    return Point(fast, problem.init(meta, fast))
+
+
+def advance(problem: InnerProblem, meta: Params, point: Point, step: int, *, second_order: bool) -> Point:
+    """One inner step. With `second_order` the inner gradient is a function of `meta` and the point; without, a constant."""
+    # grad() ignores a no_grad outside it for its own gradient, but builds no graph through that gradient then.
+    with nullcontext() if second_order else torch.no_grad():
+        gradients, loss = torch.func.grad_and_value(lambda fast: problem.support_loss(meta, fast, step))(point.fast)
+    updates, state = problem.update(meta, gradients, point.fast, loss, point.state, step)
+    return Point({name: value + updates[name] for name, value in point.fast.items()}, state)
+
+
+def trajectory(problem: InnerProblem, *, second_order: bool) -> Iterator[Params]:
+    """Yield the fast weights before the first inner step and after each one."""
+    point = first(problem, problem.meta)
+    yield point.fast
     for step in range(problem.steps):
-        # grad() ignores a no_grad outside it for its own gradient, but builds no graph through that gradient then.
-        with nullcontext() if second_order else torch.no_grad():
-            gradients = torch.func.grad(problem.support_loss)(fast)
-        updates, state = problem.rule.update(gradients, state, step=step)
-        fast = {name: value + updates[name] for name, value in fast.items()}
-        yield fast
-
-
-def unroll(problem: InnerProblem, fast: Params, *, second_order: bool) -> Params:
-    """The fast weights after the last inner step."""
-    *_, last = trajectory(problem, fast, second_order=second_order)
-    return last
+        point = advance(problem, problem.meta, point, step, second_order=second_order)
+        yield point.fast

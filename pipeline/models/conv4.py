@@ -8,9 +8,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.norm import Norm, Normalise, by_batch
+from pipeline.models.norm import Normalise, NormKind, by_batch
+from pipeline.models.norm import norm as make_norm
 
 BLOCKS = 4
+FILM_BLOCK = 2
+
+
+class Film(nn.Module):
+    """Scale and shift of every channel as a linear function of a context vector (CAVIA; Zintgraf et al. 2019, section 3.3)."""
+
+    def __init__(self, context: int, channels: int):
+        super().__init__()
+        self.context = nn.Parameter(torch.zeros(context))
+        self.linear = nn.Linear(context, 2 * channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.linear(self.context).chunk(2)
+        return x * (1 + scale[:, None, None]) + shift[:, None, None]
 
 
 class Conv4(nn.Module):
@@ -18,6 +33,7 @@ class Conv4(nn.Module):
 
     `downsample`: "stride" in the convolution (MAML on Omniglot) or "max_pool" (everything else).
     `features`: "mean" over the last map's pixels, or "flatten" it; `size` is the side of the square input, pixels.
+    `steps` inner steps matter to the norm `batch_per_step` alone; `context` is the length of a context vector, or 0.
     """
 
     def __init__(
@@ -28,6 +44,9 @@ class Conv4(nn.Module):
         size: int,
         downsample: Literal["stride", "max_pool"],
         features: Literal["mean", "flatten"],
+        norm: NormKind = "batch",
+        steps: int = 0,
+        context: int = 0,
     ):
         super().__init__()
         self.stride = 2 if downsample == "stride" else 1
@@ -37,18 +56,21 @@ class Conv4(nn.Module):
             nn.Conv2d(channels if block == 0 else width, width, 3, self.stride, padding=1, bias=False)
             for block in range(BLOCKS)
         )
-        self.norms = nn.ModuleList(Norm(f"block{block}", width) for block in range(BLOCKS))
+        self.norms = nn.ModuleList(make_norm(norm, f"block{block}", width, steps=steps) for block in range(BLOCKS))
+        self.film = Film(context, width) if context else None
         for _ in range(BLOCKS):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
         self.features = width * size**2 if self.flatten else width
-        # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart.
+        # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart; the engine may change it.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
         """(samples, channels, height, width) -> (samples, features)"""
         x = images
-        for conv, norm in zip(self.convs, self.norms, strict=True):
+        for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x), normalise)
+            if self.film is not None and block == FILM_BLOCK:
+                x = self.film(x)
             # ReLU and maximum commute; this way round ReLU has a quarter of the work.
             x = F.relu(x if self.stride == 2 else F.max_pool2d(x, 2))
         return x.flatten(1) if self.flatten else x.mean((2, 3))

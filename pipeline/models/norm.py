@@ -6,7 +6,12 @@ transductive (own batch) and inductive (given statistics) prediction, inside `vm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -15,34 +20,79 @@ from torch.nn import functional as F
 from pipeline.episode import Statistics
 
 EPS = 1e-5
-Normalise = Callable[[str, Tensor], Tensor]
-"""(layer name, activations (samples, channels, …)) -> normalised activations, before scale and shift."""
+
+_alone = ContextVar("alone", default=False)
 
 
-def by_batch(_: str, x: Tensor) -> Tensor:
+@contextmanager
+def alone() -> Iterator[None]:
+    """While in it one episode is computed at a time, without `vmap`, and norm layers may use the fused kernel.
+
+    `F.batch_norm` with a weight and bias that are batched by `vmap` has wrong second-order gradients; it cannot see from
+    inside whether they are, so whoever knows that there is no `vmap` around says so.
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+class Normalise(ABC):
+    """Normalises activations (samples, channels, …) of a named layer; `step` is the number of inner steps behind."""
+
+    step: int = 0
+
+    @abstractmethod
+    def __call__(self, layer: str, x: Tensor) -> Tensor:
+        """The activations, normalised, before scale and shift."""
+
+    def scaled(self, layer: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The activations, normalised, scaled and shifted by one value per channel."""
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return torch.addcmul(bias.reshape(shape), self(layer, x), weight.reshape(shape))
+
+
+@final
+class ByBatch(Normalise):
     """Normalise by the batch's own mean and variance."""
-    # Scale and shift stay outside: F.batch_norm with batched weights has wrong second-order gradients under vmap.
-    return F.batch_norm(x, None, None, None, None, True, eps=EPS)
+
+    def __init__(self, step: int = 0):
+        self.step = step
+
+    def __call__(self, layer: str, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, None, None, True, eps=EPS)
+
+    def scaled(self, layer: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if _alone.get():
+            return F.batch_norm(x, None, None, weight, bias, True, eps=EPS)
+        return super().scaled(layer, x, weight, bias)
 
 
-class Recorded:
+by_batch = ByBatch()
+
+
+@final
+class Recorded(Normalise):
     """Normalise by the batch, and remember the statistics of every layer (detached)."""
 
-    def __init__(self):
+    def __init__(self, step: int = 0):
+        self.step = step
         self.statistics: Statistics = {}
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
-        # The same kernel as by_batch, which hands out what it computed: no second pass over the activations.
+        # The same kernel as ByBatch, which hands out what it computed: no second pass over the activations.
         y, mean, inverse = torch.native_batch_norm(x, None, None, None, None, True, 0.0, EPS)
         self.statistics[layer] = (mean.detach(), inverse.detach().pow(-2) - EPS)
         return y
 
 
-class Given:
+@final
+class Given(Normalise):
     """Normalise by statistics taken elsewhere, so that a prediction depends on its own sample alone (law 8)."""
 
-    def __init__(self, statistics: Statistics):
-        self.statistics = statistics
+    def __init__(self, statistics: Statistics, step: int = 0):
+        self.statistics, self.step = statistics, step
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
         mean, var = self.statistics[layer]
@@ -51,17 +101,63 @@ class Given:
 
 
 class Norm(nn.Module):
-    """Normalisation per channel with a learned scale and shift (Ioffe and Szegedy 2015, without running averages)."""
+    """Normalisation per channel with a learned scale and shift (Ioffe and Szegedy 2015, without running averages).
 
-    def __init__(self, name: str, channels: int):
+    With `steps` there is a scale and shift for every inner step, 0 … steps (MAML++; Antoniou et al. 2019, section 4,
+    "per-step batch normalization weights and biases"); later steps use the last.
+    """
+
+    def __init__(self, name: str, channels: int, *, steps: int | None = None):
         super().__init__()
-        self.name, self.channels = name, channels
+        self.name, self.channels, self.steps = name, channels, steps
+        shape = (channels,) if steps is None else (steps + 1, channels)
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
+        weight, bias = self.weight, self.bias
+        if self.steps is not None:
+            at = min(normalise.step, self.steps)
+            weight, bias = weight[at], bias[at]
+        return normalise.scaled(self.name, x, weight, bias)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over groups of channels of each sample (Wu and He 2018); one group is layer normalisation.
+
+    It looks at no other sample, so `normalise` is not asked.
+    """
+
+    def __init__(self, channels: int, groups: int):
+        super().__init__()
+        self.groups = groups
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
+        # Not F.group_norm: under vmap it does not take channels-last activations.
+        grouped = x.reshape(len(x), self.groups, -1)
+        var, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
         shape = (1, -1) + (1,) * (x.ndim - 2)
-        return torch.addcmul(self.bias.reshape(shape), normalise(self.name, x), self.weight.reshape(shape))
+        normal = ((grouped - mean) * torch.rsqrt(var + EPS)).reshape(x.shape)
+        return torch.addcmul(self.bias.reshape(shape), normal, self.weight.reshape(shape))
+
+
+NormKind = Literal["batch", "batch_per_step", "group", "layer"]
+GROUPS = 8
+
+
+def norm(kind: NormKind, name: str, channels: int, *, steps: int) -> nn.Module:
+    """The norm layer of this kind; `steps` inner steps matter to `batch_per_step` alone."""
+    match kind:
+        case "batch":
+            return Norm(name, channels)
+        case "batch_per_step":
+            return Norm(name, channels, steps=steps)
+        case "group":
+            return GroupNorm(channels, math.gcd(channels, GROUPS))
+        case "layer":
+            return GroupNorm(channels, 1)
 
 
 class Running(nn.Module):

@@ -1,0 +1,216 @@
+"""Every estimate and rule against its defining equation, on problems that can be solved by hand."""
+
+import pytest
+import torch
+from small import episode, gradient, gradient_learner, make, relative
+from torch.func import functional_call
+
+from pipeline.episode import Outcome
+from pipeline.errors import InputError
+from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.initials import Prototypes
+from pipeline.learners.learner import Mode
+from pipeline.learners.rules import PerElement, PerStep, Sgd
+from pipeline.learners.unroll import InnerProblem, trajectory
+
+A, B, C, RATE = 3.0, 2.0, 0.5, 0.1
+THETA, OMEGA = 1.5, 0.7
+
+
+def problem(rule=None, steps: int = 1) -> InnerProblem:
+    """Support loss A/2 (φ − ω)², query loss B/2 (φ − C)²; θ is where φ starts, ω does not adapt."""
+    rule = rule or Sgd(RATE)
+    meta = {name: torch.tensor(value, dtype=torch.float64) for name, value in (("theta", THETA), ("omega", OMEGA))}
+    rule.double()
+    meta = {name: value.requires_grad_() for name, value in meta.items()}
+    meta.update({f"rule.{name}": value for name, value in rule.named_parameters()})
+
+    def own(meta):
+        return {name.removeprefix("rule."): value for name, value in meta.items() if name.startswith("rule.")}
+
+    return InnerProblem(
+        meta,
+        start=lambda meta: {"phi": meta["theta"]},
+        support_loss=lambda meta, fast, step: A / 2 * (fast["phi"] - meta["omega"]) ** 2,
+        query=lambda meta, fast, step: Outcome(B / 2 * (fast["phi"] - C) ** 2, {}, {}),
+        init=lambda meta, fast: rule.init(fast),
+        update=lambda meta, g, fast, loss, state, step: functional_call(
+            rule, own(meta), (g, fast, loss, state), {"step": step}
+        ),
+        steps=steps,
+    )
+
+
+def slopes(estimate, one: InnerProblem) -> dict[str, float]:
+    estimate(one).loss.backward()
+    return {name: value.grad.tolist() if value.grad is not None else None for name, value in one.meta.items()}
+
+
+def adapted(steps: int) -> float:
+    """φ after so many steps: the distance to ω shrinks by 1 − RATE · A each time."""
+    return OMEGA + (1 - RATE * A) ** steps * (THETA - OMEGA)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_maml(steps, recompute):
+    """dφ/dθ = (1 − rA)ⁿ and dφ/dω = 1 − (1 − rA)ⁿ."""
+    found = slopes(Unrolled(steps, recompute=recompute), problem(steps=steps))
+    shrink, error = (1 - RATE * A) ** steps, B * (adapted(steps) - C)
+    assert found["theta"] == pytest.approx(shrink * error, rel=1e-12)
+    assert found["omega"] == pytest.approx((1 - shrink) * error, rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_fomaml(steps):
+    """dφ/dθ is taken for 1."""
+    found = slopes(FirstOrder(), problem(steps=steps))
+    assert found["theta"] == pytest.approx(B * (adapted(steps) - C), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_reptile(steps):
+    found = slopes(Reptile(), problem(steps=steps))
+    assert found["theta"] == pytest.approx(THETA - adapted(steps), rel=1e-12)
+
+
+@pytest.mark.parametrize("solver,iterations", [("cg", 3), ("neumann", 60)])
+def test_imaml(solver, iterations):
+    """At the inner optimum φ = (Aω + λθ) / (A + λ) the derivatives are λ / (A + λ) and A / (A + λ)."""
+    damping = 5.0
+    optimum = (A * OMEGA + damping * THETA) / (A + damping)
+    found = slopes(Implicit(damping, solver, iterations, 1.0), problem(steps=300))
+    assert found["theta"] == pytest.approx(damping / (A + damping) * B * (optimum - C), rel=1e-9)
+    assert found["omega"] == pytest.approx(A / (A + damping) * B * (optimum - C), rel=1e-9)
+
+
+def test_imaml_marks_an_episode_whose_system_it_cannot_solve():
+    """The Neumann series diverges where the curvature exceeds the damping."""
+    outcome = Implicit(0.5, "neumann", 20, 1.0)(problem(steps=5))
+    assert torch.isnan(outcome.loss) and outcome.metrics["residual"] > 1
+
+
+def test_meta_sgd():
+    """φ = θ − r A (θ − ω): dL/dr = −A (θ − ω) dL/dφ."""
+    found = slopes(Unrolled(1), problem(PerElement(RATE, {"phi": torch.tensor(0.0)})))
+    error = B * (adapted(1) - C)
+    assert found["theta"] == pytest.approx((1 - RATE * A) * error, rel=1e-6)
+    assert found["rule.rates.phi"] == pytest.approx(-A * (THETA - OMEGA) * error, rel=1e-6)
+
+
+def test_per_step_rates_of_maml_pp():
+    """Two steps: dφ/dr₁ = −A (1 − r₂A)(θ − ω), dφ/dr₂ = −A (1 − r₁A)(θ − ω)."""
+    rule = PerStep(RATE, {"phi": torch.tensor(0.0)}, 2)
+    found = slopes(Unrolled(2), problem(rule, steps=2))
+    expected = -A * (1 - RATE * A) * (THETA - OMEGA) * B * (adapted(2) - C)
+    assert found["rule.rates.phi"] == pytest.approx([expected, expected], rel=1e-6)
+
+
+def test_steps_beyond_the_learned_ones_use_the_last_rate():
+    rule = PerStep(RATE, {"phi": torch.tensor(0.0)}, 2)
+    points = [fast["phi"].item() for fast in trajectory(problem(rule, steps=4), second_order=False)]
+    assert points == pytest.approx([adapted(n) for n in range(5)], rel=1e-6)
+
+
+@pytest.mark.parametrize("step,share", [(0, 0.0), (5, 0.5), (10, 1.0), (99, 1.0)])
+def test_the_multi_step_loss_of_maml_pp(step, share):
+    """Every step weighs 1/n at first; all but the last fade out over ten meta-steps. The value is the last query loss."""
+    estimate, one = Unrolled(3, multi_step=10), problem(steps=3)
+    estimate.begin(step)
+    early = (1 - share) / 3
+    weights = [early, early, 1 - 2 * early]
+    outcome = estimate(one)
+    outcome.loss.backward()
+    expected = sum(w * (1 - RATE * A) ** n * B * (adapted(n) - C) for n, w in enumerate(weights, 1))
+    assert one.meta["theta"].grad.item() == pytest.approx(expected, rel=1e-6)
+    assert outcome.loss.item() == pytest.approx(B / 2 * (adapted(3) - C) ** 2, rel=1e-12)
+
+
+def test_second_derivatives_set_in_at_their_meta_step():
+    estimate = Unrolled(2, first_order_until=7)
+    found = []
+    for step in (6, 7):
+        estimate.begin(step)
+        found.append(slopes(estimate, problem(steps=2))["theta"])
+    assert found[0] == pytest.approx(slopes(FirstOrder(), problem(steps=2))["theta"], rel=1e-12)
+    assert found[1] == pytest.approx(slopes(Unrolled(2), problem(steps=2))["theta"], rel=1e-12)
+
+
+def test_es_with_orthogonal_directions_is_the_exact_gradient():
+    """A central difference is exact on a quadratic; d orthogonal directions of length √d, averaged, give the whole gradient."""
+    one = problem(steps=3)
+    exact = slopes(Unrolled(3), problem(steps=3))
+    estimate = Evolution({n: v.detach() for n, v in one.meta.items()}, sigma=0.1, pairs=2, seed=0)
+    for number in range(2):
+        estimate.get_buffer(f"direction{number}").copy_(2**0.5 * torch.eye(2, dtype=torch.float64)[number][:, None])
+    found = slopes(estimate, one)
+    assert found["theta"] == pytest.approx(exact["theta"], rel=1e-9)
+    assert found["omega"] == pytest.approx(exact["omega"], rel=1e-9)
+
+
+def test_es_draws_the_same_directions_for_a_meta_step_and_others_for_the_next():
+    def drawn(step: int) -> torch.Tensor:
+        estimate = Evolution({"theta": torch.zeros(5)}, sigma=0.1, pairs=2, seed=3)
+        estimate.begin(step)
+        return estimate.get_buffer("direction0")
+
+    assert torch.equal(drawn(4), drawn(4)) and not torch.equal(drawn(4), drawn(5))
+
+
+def test_es_tends_to_the_exact_gradient_of_a_network():
+    """60 pairs on the 21 parameters of the head point where the exact gradient does."""
+    exact, approximate = make("anil"), make("anil")
+    exact.outcome(episode(1)).loss.backward()
+    head = {n: v for n, v in approximate.named_parameters() if "head" in n}
+    approximate.estimate = Evolution(head, sigma=1e-3, pairs=60, seed=0).double()
+    approximate.begin(0)
+    approximate.outcome(episode(1)).loss.backward()
+    own, other = (torch.cat([dict(m.named_parameters())[n].grad.flatten() for n in head]) for m in (exact, approximate))
+    assert torch.cosine_similarity(own, other, dim=0) > 0.7
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_walking_back_gives_the_gradient_of_unrolling(steps):
+    """On conv4 with norm, with a learned rule, so that every kind of meta-parameter takes part."""
+    found = []
+    for recompute in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            learner = gradient_learner(
+                estimate=Unrolled(steps, recompute=recompute),
+                rule=lambda fast: PerStep(0.1, fast, steps).double(),
+                adapts=r"(?!head).*",
+                steps=steps,
+            )
+        learner.outcome(episode(2)).loss.backward()
+        found.append(gradient(learner))
+    assert relative(found[1], found[0]) < 1e-12
+
+
+def test_protomaml_starts_as_the_prototype_classifier():
+    """Before its first step the logits are those of negative squared distances, up to what is the same for all classes."""
+    learner, one = gradient_learner(initial=Prototypes), episode(3)
+    before, *_ = learner.predictors(one.support, one.ways, mode=Mode.TRANSDUCTIVE)
+    embed = learner.model.encoder
+    support, query = embed(one.support.inputs), embed(one.query.inputs)
+    means = torch.stack([support[one.support.targets == way].mean(0) for way in range(one.ways)])
+    difference = before(one.query.inputs) + torch.cdist(query, means) ** 2
+    assert torch.allclose(difference, difference[:, :1].expand_as(difference), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make_it", "said"),
+    [
+        (
+            lambda: gradient_learner(estimate=Reptile(), rule=lambda f: PerElement(0.1, f)),
+            "no gradient to the learned rule",
+        ),
+        (lambda: gradient_learner(estimate=Implicit(1.0, "cg", 5, 1.0), rule=lambda f: PerStep(0.1, f, 2)), "PerStep"),
+        (lambda: gradient_learner(r"head\..*", estimate=Reptile()), "encoder.convs.0.weight"),
+        (lambda: gradient_learner(initial=Prototypes, estimate=Reptile()), "head.bias"),
+    ],
+)
+def test_a_composition_without_a_gradient_is_refused_with_a_way_out(make_it, said):
+    with pytest.raises(InputError, match=r"use learner\.estimate\.kind = unrolled") as caught:
+        make_it()
+    assert said in str(caught.value)
