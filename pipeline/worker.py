@@ -180,9 +180,11 @@ def _measured(
     kept = config.runs / "plans" / f"{_likeness(config, episodes)}.json"
     try:
         rows = json.loads(kept.read_text())
-        return [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
+        found = [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
     except (OSError, ValueError, TypeError):
-        pass
+        found = []
+    if found:
+        return found
     trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]

@@ -6,9 +6,11 @@ import pytest
 import torch
 from gloo import on_ranks
 from ranked import gradients, long_losses, some_steps
-from small import relative
+from small import LEARNERS, gradient_learner, relative
 
 from pipeline.engine import Plan
+from pipeline.learners.estimators import Implicit
+from pipeline.learners.rules import Sgd
 from pipeline.loop import Diverged
 
 LOOP = Plan("loop", 1)
@@ -49,6 +51,19 @@ def test_too_many_in_a_row_stop_the_run_with_a_report():
     broken = frozenset((step, 3) for step in range(9))
     with pytest.raises(Diverged, match="3 meta-steps in a row"):
         some_steps("maml", 9, LOOP, broken)
+
+
+def test_inner_divergence_names_the_episode_the_step_and_what_to_lower(monkeypatch):
+    monkeypatch.setitem(LEARNERS, "wild", lambda: gradient_learner(rule=lambda fast: Sgd(1e200), steps=3))
+    with pytest.raises(Diverged, match=r"episode 0 of that step left the finite at inner step \d; lower the inner rate"):
+        some_steps("wild", 9, LOOP)
+
+
+def test_an_implicit_gradient_that_cannot_be_solved_says_to_increase_the_damping(monkeypatch):
+    undamped = Implicit(1e-6, "neumann", 5, 1.0)
+    monkeypatch.setitem(LEARNERS, "undamped", lambda: gradient_learner(estimate=undamped))
+    with pytest.raises(Diverged, match=r"increase learner\.estimate\.damping"):
+        some_steps("undamped", 9, LOOP)
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step():

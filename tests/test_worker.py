@@ -1,0 +1,53 @@
+"""What a worker chooses and tells: the engine's plan, kept for the next run, and a profiler trace on request."""
+
+import json
+
+import pytest
+from gloo import work_here
+from small import small_config
+
+from pipeline import checkpoint, spool
+from pipeline.config import dump
+
+
+def plan_of(run) -> str:
+    return spool.history(run).tags["engine.plan"]
+
+
+def test_a_plan_is_measured_once_kept_and_told(tmp_path, glyphs_root):
+    config = dump(small_config(glyphs_root, tmp_path, engine={"mode": "auto"}, meta={"steps": 1}))
+    work_here(config, str(tmp_path / "one"))
+    tags = spool.history(tmp_path / "one").tags
+    assert "loop × 1" in tags["engine.trials"] and tags["engine.plan"] in tags["engine.trials"]
+    (kept,) = (tmp_path / "plans").glob("*.json")
+    assert checkpoint.latest(tmp_path / "one" / "checkpoints").state["plan"] == json.loads(kept.read_text())[0][0]
+    # Another run of the same kind believes what is kept, and does not measure.
+    kept.write_text(json.dumps([[["vmap", 2, "first"], 0.1, ""]]))
+    work_here(config, str(tmp_path / "two"))
+    assert plan_of(tmp_path / "two") == "vmap × 2, channels first"
+
+
+@pytest.mark.parametrize("content", ["", "[[1]]", "{}", '[["x"]]'])
+def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, content):
+    config = dump(small_config(glyphs_root, tmp_path, engine={"mode": "auto"}, meta={"steps": 1}))
+    work_here(config, str(tmp_path / "one"))
+    (kept,) = (tmp_path / "plans").glob("*.json")
+    kept.write_text(content)
+    work_here(config, str(tmp_path / "two"))
+    assert json.loads(kept.read_text())[0][0][0] in ("loop", "vmap")
+
+
+def test_another_model_is_another_plan(tmp_path, glyphs_root):
+    for width in (4, 6):
+        config = small_config(glyphs_root, tmp_path, engine={"mode": "auto"}, meta={"steps": 1}, model={"width": width})
+        work_here(dump(config), str(tmp_path / f"w{width}"))
+    assert len(list((tmp_path / "plans").glob("*.json"))) == 2
+
+
+def test_a_meta_step_is_traced_on_request(tmp_path, glyphs_root):
+    config = small_config(glyphs_root, tmp_path, engine={"profile_at": 2}, meta={"steps": 3})
+    work_here(dump(config), str(tmp_path / "run"))
+    (trace,) = (tmp_path / "run").glob("trace-*.json")
+    assert trace.name == "trace-step-00000002.json" and json.loads(trace.read_text())["traceEvents"]
+    told = [record for _, record in spool.records(tmp_path / "run") if record["kind"] == "artifact"]
+    assert any("trace-step-00000002.json" in json.dumps(record) for record in told)
