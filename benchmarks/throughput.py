@@ -1,6 +1,6 @@
 """Claim: a meta-step of ours takes less time than the fastest plain loop over tasks, than TorchOpt and than higher.
 
-Second-order MAML on conv4-64, 28 × 28 pixels, 5-way 1-shot, one inner step. All contenders have the same weights, the
+Second-order MAML, 5-way: conv4-64 on 28 × 28 pixels, resnet12 on 32 × 32. All contenders have the same weights, the
 same episodes in memory, all threads of one process and the same outer optimizer. They must agree on the meta-gradient
 in float64 before anything is timed; then they take turns, so that a disturbance of the machine hits all of them alike.
 TorchOpt and higher take part where they are installed (extra `bench`).
@@ -29,26 +29,41 @@ from pipeline.loop import meta_step
 from pipeline.models.conv4 import BLOCKS, Conv4
 from pipeline.models.network import Network
 from pipeline.models.norm import EPS
+from pipeline.models.resnet12 import SLOPE, ResNet12
 from pipeline.tasks.classification import Classification
 
-SIZE, WAYS = 28, 5
+WAYS = 5
 
 
 class Setting(NamedTuple):
     """A model and the episodes of a meta-step; `queries` per class. A run has `steps` meta-steps: enough to compile for."""
 
     name: str
-    downsample: Literal["stride", "max_pool"]
+    model: Literal["stride", "max_pool", "resnet12"]
     queries: int
     batch: int
     lr: float
+    shots: int = 1
+    inner: int = 1
     width: int = 64
     steps: int = 60_000
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Channels and side in pixels."""
+        return (3, 32) if self.model == "resnet12" else (1, 28)
 
 
 SETTINGS = (
     Setting("Omniglot MAML: stride, 1 query, meta-batch 32", "stride", 1, 32, 0.4),
     Setting("max-pool, 15 queries, meta-batch 4", "max_pool", 15, 4, 0.01),
+    Setting("resnet12 on 32 × 32, 1 query, meta-batch 4", "resnet12", 1, 4, 0.01),
+)
+MATRIX = tuple(
+    Setting(f"{model}, {shots} shot, {inner} inner steps", model, shots, batch, 0.01, shots, inner, width)
+    for model, batch, width in (("stride", 16, 64), ("max_pool", 4, 64), ("resnet12", 2, 16))
+    for shots in (1, 5)
+    for inner in (1, 5)
 )
 
 
@@ -56,18 +71,32 @@ class Contender(NamedTuple):
     """`backward(episodes)` adds the gradient of the mean query loss to `parameters`."""
 
     name: str
+    names: list[str]
     parameters: list[nn.Parameter]
     backward: Callable[[Sequence[Episode]], None]
 
 
-def forward(setting: Setting, weights: Sequence[Tensor], x: Tensor) -> Tensor:
+def forward(setting: Setting, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """The same network in PyTorch's own functions: scale and shift inside the norm's kernel, no modules to call."""
-    stride = 2 if setting.downsample == "stride" else 1
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.batch_norm(x, None, None, weights[f"{name}.weight"], weights[f"{name}.bias"], True, eps=EPS)
+
+    stride = 2 if setting.model == "stride" else 1
     for block in range(BLOCKS):
-        x = F.conv2d(x, weights[block], stride=stride, padding=1)
-        x = F.batch_norm(x, None, None, *weights[BLOCKS + 2 * block : BLOCKS + 2 * block + 2], True, eps=EPS)
-        x = F.relu(x if stride == 2 else F.max_pool2d(x, 2))
-    return F.linear(x.mean((2, 3)) if stride == 2 else x.flatten(1), *weights[-2:])
+        if setting.model == "resnet12":
+            at = f"encoder.blocks.{block}"
+            beside = norm(f"{at}.shortcut_norm", F.conv2d(x, weights[f"{at}.shortcut.weight"]))
+            for layer in range(3):
+                x = norm(f"{at}.norms.{layer}", F.conv2d(x, weights[f"{at}.convs.{layer}.weight"], padding=1))
+                x = F.leaky_relu(x if layer < 2 else x + beside, SLOPE)
+            x = F.max_pool2d(x, 2)
+        else:
+            x = F.conv2d(x, weights[f"encoder.convs.{block}.weight"], stride=stride, padding=1)
+            x = norm(f"encoder.norms.{block}", x)
+            x = F.relu(x if stride == 2 else F.max_pool2d(x, 2))
+    x = x.flatten(1) if setting.model == "max_pool" else x.mean((2, 3))
+    return F.linear(x, weights["head.weight"], weights["head.bias"])
 
 
 class Native(nn.Module):
@@ -75,13 +104,13 @@ class Native(nn.Module):
 
     def __init__(self, setting: Setting, base: Contender, layout: torch.memory_format):
         super().__init__()
-        self.setting, self.names = setting, [f"weight{number}" for number in range(len(base.parameters))]
+        self.setting, self.names = setting, base.names
         for name, weight in zip(self.names, base.parameters, strict=True):
-            self.register_parameter(name, nn.Parameter(weight.detach().clone()))
+            self.register_parameter(name.replace(".", "/"), nn.Parameter(weight.detach().clone()))
         self.to(memory_format=layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return forward(self.setting, [getattr(self, name) for name in self.names], x)
+        return forward(self.setting, {name: getattr(self, name.replace(".", "/")) for name in self.names}, x)
 
 
 def episodes_of(setting: Setting, dtype: torch.dtype) -> list[Episode]:
@@ -90,28 +119,45 @@ def episodes_of(setting: Setting, dtype: torch.dtype) -> list[Episode]:
 
     def batch(each: int) -> Batch:
         targets = torch.arange(WAYS).repeat_interleave(each)
-        images = torch.rand(len(targets), 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+        channels, side = setting.image
+        images = torch.rand(len(targets), channels, side, side, generator=generator, dtype=torch.float64)
         return Batch((images + targets[:, None, None, None] / WAYS).to(dtype), targets)
 
-    return [Episode(batch(1), batch(setting.queries), WAYS) for _ in range(setting.batch)]
+    return [Episode(batch(setting.shots), batch(setting.queries), WAYS) for _ in range(setting.batch)]
 
 
 def ours(setting: Setting, dtype: torch.dtype) -> Contender:
     """The path of `metashard train`, with the plan that its engine chooses by measuring."""
     torch.manual_seed(0)
-    features = "mean" if setting.downsample == "stride" else "flatten"
-    encoder = Conv4(channels=1, width=setting.width, size=SIZE, downsample=setting.downsample, features=features)
-    model, task = Network(encoder, nn.Linear(encoder.features, WAYS)), Classification()
+    encoder, task = encoder_of(setting), Classification()
+    model = Network(encoder, nn.Linear(encoder.features, WAYS))
     learner = GradientLearner(
-        model, task, initial=Learned(model, ".*"), rule=Sgd(setting.lr), estimate=Unrolled(1), steps=1, test_steps=1
+        model,
+        task,
+        initial=Learned(model, ".*"),
+        rule=Sgd(setting.lr),
+        estimate=Unrolled(setting.inner),
+        steps=setting.inner,
+        test_steps=1,
     ).to(dtype)
-    plan = measure(learner, episodes_of(setting, dtype), steps=setting.steps if dtype is torch.float32 else 0)[0].plan
+    steps = setting.steps if dtype is torch.float32 else 0
+    plan = measure(learner, episodes_of(setting, dtype), steps=steps)[0].plan
     engine = Engine(learner, plan)
 
     def backward(episodes: Sequence[Episode]) -> None:
         meta_step(engine, engine, episodes, scale=1 / len(episodes))
 
-    return Contender(f"metashard ({plan})", list(model.parameters()), backward)
+    names = [name for name, _ in model.named_parameters()]
+    return Contender(f"metashard ({plan})", names, list(model.parameters()), backward)
+
+
+def encoder_of(setting: Setting) -> Conv4 | ResNet12:
+    """Our network of a setting."""
+    channels, size = setting.image
+    if setting.model == "resnet12":
+        return ResNet12(channels=channels, width=setting.width)
+    features = "mean" if setting.model == "stride" else "flatten"
+    return Conv4(channels=channels, width=setting.width, size=size, downsample=setting.model, features=features)
 
 
 def plain(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
@@ -120,15 +166,17 @@ def plain(setting: Setting, base: Contender, layout: torch.memory_format) -> Con
 
     def backward(episodes: Sequence[Episode]) -> None:
         for support, query, _ in episodes:
-            fast = [parameter.clone() for parameter in parameters]
-            loss = F.cross_entropy(forward(setting, fast, support.inputs), support.targets)
-            gradients = torch.autograd.grad(loss, fast, create_graph=True)
-            fast = [weight - setting.lr * gradient for weight, gradient in zip(fast, gradients, strict=True)]
+            fast = {name: weight.clone() for name, weight in zip(base.names, parameters, strict=True)}
+            for _ in range(setting.inner):
+                loss = F.cross_entropy(forward(setting, fast, support.inputs), support.targets)
+                gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+                moved = zip(fast.items(), gradients, strict=True)
+                fast = {name: weight - setting.lr * gradient for (name, weight), gradient in moved}
             loss = F.cross_entropy(forward(setting, fast, query.inputs), query.targets)
             (loss / len(episodes)).backward()
 
     order = "last" if layout is torch.channels_last else "first"
-    return Contender(f"plain loop, channels {order}", parameters, backward)
+    return Contender(f"plain loop, channels {order}", base.names, parameters, backward)
 
 
 def with_torchopt(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
@@ -142,12 +190,13 @@ def with_torchopt(setting: Setting, base: Contender, layout: torch.memory_format
 
     def backward(episodes: Sequence[Episode]) -> None:
         for support, query, _ in episodes:
-            inner.step(F.cross_entropy(model(support.inputs), support.targets))
+            for _ in range(setting.inner):
+                inner.step(F.cross_entropy(model(support.inputs), support.targets))
             (F.cross_entropy(model(query.inputs), query.targets) / len(episodes)).backward()
             torchopt.recover_state_dict(model, start)
             torchopt.recover_state_dict(inner, state)
 
-    return Contender(f"torchopt {torchopt.__version__}", parameters, backward)
+    return Contender(f"torchopt {torchopt.__version__}", base.names, parameters, backward)
 
 
 def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) -> Contender:
@@ -160,21 +209,24 @@ def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) 
     def backward(episodes: Sequence[Episode]) -> None:
         for support, query, _ in episodes:
             with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (fast, inner):
-                inner.step(F.cross_entropy(fast(support.inputs), support.targets))
+                for _ in range(setting.inner):
+                    inner.step(F.cross_entropy(fast(support.inputs), support.targets))
                 (F.cross_entropy(fast(query.inputs), query.targets) / len(episodes)).backward()
 
-    return Contender("higher", list(model.parameters()), backward)
+    return Contender("higher", base.names, list(model.parameters()), backward)
 
 
-def contenders(setting: Setting, dtype: torch.dtype) -> list[Contender]:
+def contenders(setting: Setting, dtype: torch.dtype, *, libraries: bool) -> list[Contender]:
     """Ours first, then the others, all with the same weights."""
     base, episodes = ours(setting, dtype), episodes_of(setting, dtype)
     loops = {layout: plain(setting, base, layout) for layout in (torch.contiguous_format, torch.channels_last)}
+    if not libraries:
+        return [base, *loops.values()]
     # The libraries get the layout in which the plain loop is faster here.
     seconds = {layout: min(timed(loop, episodes) for _ in range(3)) for layout, loop in loops.items()}
     best = min(loops, key=lambda layout: seconds[layout])
-    libraries = {"torchopt": with_torchopt, "higher": with_higher}
-    found = [make(setting, base, best) for name, make in libraries.items() if importlib.util.find_spec(name)]
+    known = {"torchopt": with_torchopt, "higher": with_higher}
+    found = [make(setting, base, best) for name, make in known.items() if importlib.util.find_spec(name)]
     return [base, *loops.values(), *found]
 
 
@@ -189,20 +241,20 @@ def timed(contender: Contender, episodes: Sequence[Episode], outer: torch.optim.
     return time.perf_counter() - began
 
 
-def check(setting: Setting) -> None:
+def check(setting: Setting, *, libraries: bool) -> None:
     """Stop unless all contenders compute the same meta-gradient in float64."""
     episodes, gradients = episodes_of(setting, torch.float64), []
-    for contender in contenders(setting, torch.float64):
+    for contender in contenders(setting, torch.float64, libraries=libraries):
         timed(contender, episodes)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in contender.parameters]))
         error = ((gradients[-1] - gradients[0]).norm() / gradients[0].norm()).item()
         assert error < 1e-8, f"the meta-gradient of {contender.name} differs from ours by {error:.1e}"
 
 
-def run(setting: Setting, repeats: int) -> None:
+def run(setting: Setting, repeats: int, *, libraries: bool = True) -> None:
     """Check, time in turns, print the table; the first turn warms up and does not count."""
-    check(setting)
-    episodes, rivals = episodes_of(setting, torch.float32), contenders(setting, torch.float32)
+    check(setting, libraries=libraries)
+    episodes, rivals = episodes_of(setting, torch.float32), contenders(setting, torch.float32, libraries=libraries)
     outers = [torch.optim.Adam(rival.parameters, lr=1e-3) for rival in rivals]
     seconds: list[list[float]] = [[] for _ in rivals]
     for turn in range(repeats + 1):
@@ -222,11 +274,14 @@ def run(setting: Setting, repeats: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument(
+        "--matrix", action="store_true", help="12 cases, model × shots × inner steps, against the plain loop"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes on one thread, to see that it works")
     arguments = parser.parse_args()
     if not arguments.quick:
-        for setting in SETTINGS:
-            run(setting, arguments.repeats)
+        for setting in MATRIX if arguments.matrix else SETTINGS:
+            run(setting, arguments.repeats, libraries=not arguments.matrix)
         return
     torch.set_num_threads(1)
     for setting in SETTINGS:

@@ -14,6 +14,7 @@ from pipeline.config import (
     AdamConfig,
     ConstantConfig,
     ContextConfig,
+    Conv4Config,
     CosineConfig,
     EvolutionConfig,
     FirstOrderConfig,
@@ -26,6 +27,7 @@ from pipeline.config import (
     PrototypeConfig,
     PrototypesConfig,
     ReptileConfig,
+    ResNet12Config,
     RunConfig,
     SgdConfig,
     StepConfig,
@@ -46,9 +48,11 @@ from pipeline.learners.metric import PrototypeLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import BLOCKS, Conv4
 from pipeline.models.network import Network
+from pipeline.models.resnet12 import ResNet12
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.task import Task
 
+Encoder = Conv4 | ResNet12
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -97,32 +101,47 @@ def learner(config: RunConfig, index: Index) -> Learner:
     Raises:
         InputError: model, learner and data do not fit each other.
     """
-    height, width, channels = index.shape(0)
-    size = config.data.size or height
-    if config.data.size is None and height != width:
-        raise InputError(f"{index.root}: images are {height} × {width} pixels, conv4 needs squares; set data.size")
-    if config.model.downsample == "max_pool" and size < 2**BLOCKS:
-        raise InputError(
-            f"images of {size} pixels are too small for conv4, which halves them {BLOCKS} times; use ≥ {2**BLOCKS} or "
-            "model.downsample = stride"
-        )
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder = Conv4(
-            channels=channels,
-            width=config.model.width,
-            size=size,
-            downsample=config.model.downsample,
-            features=config.model.features,
-            norm=config.model.norm,
-            steps=config.learner.steps if isinstance(config.learner, GradientConfig) else 0,
-            context=config.model.context,
-        )
+        encoder = _encoder(config, index)
         made = _learner(config, encoder, task(config))
     return made.double() if config.meta.precision == "float64" else made
 
 
-def _learner(config: RunConfig, encoder: Conv4, task: Task) -> Learner:
+def _encoder(config: RunConfig, index: Index) -> Encoder:
+    height, width, channels = index.shape(0)
+    size, steps = config.data.size or height, config.learner.steps if isinstance(config.learner, GradientConfig) else 0
+    chosen = config.model
+    if config.data.size is None and height != width:
+        raise InputError(
+            f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
+        )
+    pools = isinstance(chosen, ResNet12Config) or chosen.downsample == "max_pool"
+    if pools and size < 2**BLOCKS:
+        way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
+        raise InputError(
+            f"images of {size} pixels are too small for {chosen.kind}, which halves them {BLOCKS} times; "
+            f"use ≥ {2**BLOCKS}{way_out}"
+        )
+    match chosen:
+        case Conv4Config():
+            return Conv4(
+                channels=channels,
+                width=chosen.width,
+                size=size,
+                downsample=chosen.downsample,
+                features=chosen.features,
+                norm=chosen.norm,
+                steps=steps,
+                context=chosen.context,
+            )
+        case ResNet12Config():
+            return ResNet12(channels=channels, width=chosen.width, norm=chosen.norm, steps=steps)
+        case _ as never:
+            assert_never(never)
+
+
+def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
     match config.learner:
         case GradientConfig() as chosen:
             is_free = isinstance(chosen.initial, PrototypesConfig) and not isinstance(chosen.rule, PerElementConfig)

@@ -80,6 +80,16 @@ class Conv4Config(Config):
     """Length of the context vector that modulates the third block (CAVIA); 0: none."""
 
 
+class ResNet12Config(Config):
+    kind: Literal["resnet12"] = "resnet12"
+    width: PositiveInt = 64
+    """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
+    norm: Literal["batch", "batch_per_step", "group", "layer"] = "batch"
+
+
+ModelConfig = Annotated[Conv4Config | ResNet12Config, Field(discriminator="kind")]
+
+
 class SgdConfig(Config):
     kind: Literal["sgd"] = "sgd"
     lr: PositiveFloat = 0.01
@@ -303,7 +313,7 @@ class RunConfig(Config):
     runs: Path = Path("runs")
     data: DataConfig
     task: ClassificationConfig = ClassificationConfig()
-    model: Conv4Config = Conv4Config()
+    model: ModelConfig = Conv4Config()
     learner: LearnerConfig
     meta: MetaConfig
     validation: ValidationConfig = ValidationConfig()

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.models.convolution import conv3x3
 from pipeline.models.norm import Normalise, NormKind, by_batch
 from pipeline.models.norm import norm as make_norm
 
 BLOCKS = 4
 FILM_BLOCK = 2
+MAP_HALVINGS = 2
 
 
 class Film(nn.Module):
@@ -32,7 +34,8 @@ class Conv4(nn.Module):
     """4 × [3×3 convolution, norm, ReLU, downsample by 2], then the features of the last map.
 
     `downsample`: "stride" in the convolution (MAML on Omniglot) or "max_pool" (everything else).
-    `features`: "mean" over the last map's pixels, or "flatten" it; `size` is the side of the square input, pixels.
+    `features`: "mean" over the last map's pixels, or "flatten" it; `size` is the side of the square input, pixels. "map" gives
+    the map itself, `side` pixels a side, and only the first two blocks downsample (Sung et al. 2018, section 3.4).
     `steps` inner steps matter to the norm `batch_per_step` alone; `context` is the length of a context vector, or 0.
     """
 
@@ -43,34 +46,37 @@ class Conv4(nn.Module):
         width: int,
         size: int,
         downsample: Literal["stride", "max_pool"],
-        features: Literal["mean", "flatten"],
+        features: Literal["mean", "flatten", "map"],
         norm: NormKind = "batch",
         steps: int = 0,
         context: int = 0,
     ):
         super().__init__()
         self.stride = 2 if downsample == "stride" else 1
-        self.flatten = features == "flatten"
-        # A convolution before a norm needs no bias: the norm subtracts it.
+        self.form = features
+        self.halvings = MAP_HALVINGS if features == "map" else BLOCKS
         self.convs = nn.ModuleList(
-            nn.Conv2d(channels if block == 0 else width, width, 3, self.stride, padding=1, bias=False)
-            for block in range(BLOCKS)
+            conv3x3(channels if block == 0 else width, width, stride)
+            for block, stride in enumerate([self.stride] * self.halvings + [1] * (BLOCKS - self.halvings))
         )
         self.norms = nn.ModuleList(make_norm(norm, f"block{block}", width, steps=steps) for block in range(BLOCKS))
         self.film = Film(context, width) if context else None
-        for _ in range(BLOCKS):
+        for _ in range(self.halvings):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
-        self.features = width * size**2 if self.flatten else width
+        self.side = size
+        self.features = width if features == "mean" else width * size**2
         # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart; the engine may change it.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
-        """(samples, channels, height, width) -> (samples, features)"""
+        """(samples, channels, height, width) -> (samples, features), or maps (samples, width, side, side)"""
         x = images
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = norm(conv(x), normalise)
             if self.film is not None and block == FILM_BLOCK:
                 x = self.film(x)
             # ReLU and maximum commute; this way round ReLU has a quarter of the work.
-            x = F.relu(x if self.stride == 2 else F.max_pool2d(x, 2))
-        return x.flatten(1) if self.flatten else x.mean((2, 3))
+            x = F.relu(F.max_pool2d(x, 2) if self.stride == 1 and block < self.halvings else x)
+        if self.form == "map":
+            return x
+        return x.flatten(1) if self.form == "flatten" else x.mean((2, 3))

@@ -1,0 +1,56 @@
+"""The residual network of the few-shot literature (Oreshkin et al. 2018; widths as in Lee et al. 2019, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.models.convolution import conv3x3
+from pipeline.models.norm import Normalise, NormKind, by_batch
+from pipeline.models.norm import norm as make_norm
+
+WIDTHS = (64, 160, 320, 640)
+SLOPE = 0.1
+
+
+class Block(nn.Module):
+    """3 × [3×3 convolution, norm, leaky ReLU] beside a 1×1 convolution with norm, then a 2×2 max-pool."""
+
+    def __init__(self, name: str, channels: int, width: int, norm: NormKind, steps: int):
+        super().__init__()
+        self.convs = nn.ModuleList(conv3x3(channels if layer == 0 else width, width, 1) for layer in range(3))
+        self.norms = nn.ModuleList(make_norm(norm, f"{name}_{layer}", width, steps=steps) for layer in range(3))
+        self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
+        self.shortcut_norm = make_norm(norm, f"{name}_shortcut", width, steps=steps)
+
+    def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
+        beside = self.shortcut_norm(self.shortcut(x), normalise)
+        for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = norm(conv(x), normalise)
+            x = F.leaky_relu(x if layer < 2 else x + beside, SLOPE)
+        return F.max_pool2d(x, 2)
+
+
+@final
+class ResNet12(nn.Module):
+    """Four residual blocks, then the mean over the last map's pixels. `width` is the first block's; the others follow WIDTHS."""
+
+    def __init__(self, *, channels: int, width: int, norm: NormKind = "batch", steps: int = 0):
+        super().__init__()
+        widths = [width * each // WIDTHS[0] for each in WIDTHS]
+        self.blocks = nn.ModuleList(
+            Block(f"block{number}", before, after, norm, steps)
+            for number, (before, after) in enumerate(zip([channels, *widths], widths, strict=False))
+        )
+        self.features = widths[-1]
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
+
+    def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
+        """(samples, channels, height, width) -> (samples, features)"""
+        x = images
+        for block in self.blocks:
+            x = block(x, normalise)
+        return x.mean((2, 3))
