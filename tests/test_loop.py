@@ -55,7 +55,9 @@ def test_too_many_in_a_row_stop_the_run_with_a_report():
 
 def test_inner_divergence_names_the_episode_the_step_and_what_to_lower(monkeypatch):
     monkeypatch.setitem(LEARNERS, "wild", lambda: gradient_learner(rule=lambda fast: Sgd(1e200), steps=3))
-    with pytest.raises(Diverged, match=r"episode 0 of that step left the finite at inner step \d; lower the inner rate"):
+    with pytest.raises(
+        Diverged, match=r"episode 0 of that step left the finite at inner step \d; lower the inner rate"
+    ):
         some_steps("wild", 9, LOOP)
 
 

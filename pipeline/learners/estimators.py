@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Literal, final
 
 import torch
@@ -13,6 +13,9 @@ from torch.utils._pytree import tree_map
 from pipeline.episode import Outcome, Params, with_gradient
 from pipeline.learners.unroll import InnerProblem, Point, advance, first, trajectory
 from pipeline.noise import Noise, Purpose
+
+KEPT_STEPS = 16
+"""Inner steps up to which the fast weights of every step are kept while they are walked back."""
 
 
 class Estimate(nn.Module, ABC):
@@ -101,27 +104,40 @@ class Unrolled(Estimate):
 
 
 def _walked_back(problem: InnerProblem) -> Outcome:
-    """Keep (fast weights, state) of every step, then pull the query loss's gradient back through one step after another.
+    """Keep (fast weights, state) of the steps, then pull the query loss's gradient back through one step after another.
 
     `torch.utils.checkpoint` cannot be used here: it does not work inside `torch.func`, and keeps more (docs/decisions.md).
     """
     meta = {name: value.detach() for name, value in problem.meta.items()}
-    points = [first(problem, meta)]
-    for step in range(problem.steps):
-        with torch.no_grad():
-            points.append(advance(problem, meta, points[-1], step, second_order=False))
+
+    def forward(point: Point, begin: int, end: int) -> Iterator[Point]:
+        """The points at steps `begin` … `end`."""
+        yield point
+        for step in range(begin, end):
+            point = advance(problem, meta, point, step, second_order=False)
+            yield point
 
     def judged(meta: Params, fast: Params) -> tuple[Tensor, Outcome]:
         outcome = problem.query(meta, fast, problem.steps)
         return outcome.loss, outcome
 
+    # Of long loops every other point is kept, and those between are computed again when they are needed.
+    spacing = 2 if problem.steps > KEPT_STEPS else 1
     with torch.no_grad():
-        (to_meta, to_fast), outcome = torch.func.grad(judged, argnums=(0, 1), has_aux=True)(meta, points[-1].fast)
-        to_point = Point(to_fast, tree_map(torch.zeros_like, points[-1].state))
-        for step in reversed(range(problem.steps)):
-            pull = _pull(lambda m, p, step=step: advance(problem, m, p, step, second_order=True), meta, points[step])
-            more, to_point = pull(to_point)
-            to_meta = _plus(to_meta, 1.0, more)
+        kept: list[Point] = []
+        for step, point in enumerate(forward(first(problem, meta), 0, problem.steps)):
+            if step % spacing == 0 and step < problem.steps:
+                kept.append(point)
+        (to_meta, to_fast), outcome = torch.func.grad(judged, argnums=(0, 1), has_aux=True)(meta, point.fast)
+        to_point = Point(to_fast, tree_map(torch.zeros_like, point.state))
+        while kept:
+            begin = (len(kept) - 1) * spacing
+            end = min(begin + spacing, problem.steps)
+            part = list(forward(kept.pop(), begin, end - 1))
+            for step in reversed(range(begin, end)):
+                pull = _pull(lambda m, p, step=step: advance(problem, m, p, step, second_order=True), meta, part.pop())
+                more, to_point = pull(to_point)
+                to_meta = _plus(to_meta, 1.0, more)
         to_meta = _plus(to_meta, 1.0, _pull(lambda m: first(problem, m), meta)(to_point)[0])
     return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, to_meta))
 

@@ -51,7 +51,7 @@ def adapted(steps: int) -> float:
     return OMEGA + (1 - RATE * A) ** steps * (THETA - OMEGA)
 
 
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 4, 17, 18])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_maml(steps, recompute):
     """dφ/dθ = (1 − rA)ⁿ and dφ/dω = 1 − (1 − rA)ⁿ."""
@@ -169,7 +169,7 @@ def test_es_tends_to_the_exact_gradient_of_a_network():
     assert torch.cosine_similarity(own, other, dim=0) > 0.7
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [1, 3, 17])
 def test_walking_back_gives_the_gradient_of_unrolling(steps):
     """On conv4 with norm, with a learned rule, so that every kind of meta-parameter takes part."""
     found = []

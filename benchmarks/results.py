@@ -1,0 +1,246 @@
+"""Claim: the table of methods in docs/results.md. One run per method and benchmark, all with the same backbone, number of
+training episodes, outer optimizer and frozen test episodes; each is a run in MLflow. What is done is not done again: stop
+it with Ctrl-C and start it again. Nothing is chosen on validation: the last checkpoint of a run is measured.
+
+    python benchmarks/results.py --data ../shared/data                 # all, hours on two cores
+    python benchmarks/results.py --data … --only omniglot-5w1s --methods maml,prototypes
+    python benchmarks/results.py --table                               # what there is so far, as Markdown
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from pipeline import build, prepare, spool, train
+from pipeline.config import parse
+from pipeline.data.index import Index
+from pipeline.engine import Engine, Plan, peak_bytes
+from pipeline.errors import InputError
+from pipeline.watch import watching
+
+
+class Benchmark(NamedTuple):
+    """A data set, a shape of episodes, a backbone and a budget of `steps` meta-steps of `batch` episodes."""
+
+    data: str
+    ways: int
+    shots: int
+    model: dict[str, Any]
+    rate: float
+    """Inner rate of methods that adapt the whole network."""
+    steps: int
+    batch: int
+    queries: int
+    test: str
+    options: dict[str, Any]
+
+
+OMNIGLOT_MODEL = {"kind": "conv4", "width": 64, "downsample": "stride", "features": "flatten"}
+CIFAR_MODEL = {"kind": "conv4", "width": 32, "downsample": "max_pool", "features": "flatten"}
+OMNIGLOT = {"rotations": True, "invert": True}
+BENCHMARKS = {
+    "omniglot-5w1s": Benchmark("omniglot", 5, 1, OMNIGLOT_MODEL, 0.1, 500, 8, 5, "test", OMNIGLOT),
+    "omniglot-5w5s": Benchmark("omniglot", 5, 5, OMNIGLOT_MODEL, 0.1, 500, 8, 5, "test", OMNIGLOT),
+    "omniglot-20w1s": Benchmark("omniglot", 20, 1, OMNIGLOT_MODEL, 0.1, 500, 4, 3, "test", OMNIGLOT),
+    "cifar_fs-5w1s": Benchmark("cifar_fs", 5, 1, CIFAR_MODEL, 0.05, 500, 4, 10, "val", {}),
+    "cifar_fs-5w5s": Benchmark("cifar_fs", 5, 5, CIFAR_MODEL, 0.05, 500, 4, 10, "val", {}),
+}
+STEPS = 3
+"""Inner steps of methods that take several."""
+
+
+class Method(NamedTuple):
+    """A learner as a config, what it changes in the model, and the published figures by benchmark, %, with their source."""
+
+    learner: dict[str, Any]
+    model: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    published: dict[str, float] = {}
+    scale: float = 1.0
+    """Factor on the benchmark's inner rate."""
+
+
+def _gradient(**keys: Any) -> dict[str, Any]:
+    return {"kind": "gradient", "steps": STEPS, "rule": {"kind": "sgd"}, **keys}
+
+
+def _figures(*values: float | None) -> dict[str, float]:
+    return {name: value for name, value in zip(BENCHMARKS, values, strict=False) if value is not None}
+
+
+METHODS = {
+    "maml": Method(_gradient(), published=_figures(98.7, 99.9, 95.8, 58.9, 71.5)),
+    "fomaml": Method(_gradient(estimate={"kind": "first_order"}), published=_figures(98.3, 99.2, 89.4)),
+    "reptile": Method(
+        _gradient(estimate={"kind": "reptile"}),
+        meta={"optimizer": {"kind": "sgd", "lr": 1.0, "momentum": 0.0}},
+        published=_figures(95.4, 98.9, 88.1),
+    ),
+    "imaml": Method(_gradient(estimate={"kind": "implicit", "damping": 2.0}), published=_figures(99.2, 99.7, 94.5)),
+    "es-maml": Method(_gradient(estimate={"kind": "es", "pairs": 4, "sigma": 0.02})),
+    "anil": Method(_gradient(adapts=r"head\..*")),
+    "boil": Method(_gradient(adapts=r"encoder\..*")),
+    "bitfit": Method(_gradient(adapts=r".*\.bias")),
+    "film": Method(_gradient(adapts=r"encoder\.norms\..*")),
+    "protomaml": Method(_gradient(initial={"kind": "prototypes"}), scale=0.2),
+    "cavia": Method(_gradient(initial={"kind": "context"}), model={"context": 100}, scale=5.0),
+    "meta-sgd": Method(_gradient(rule={"kind": "per_element"}), published=_figures(99.5, 99.9, 95.9)),
+    "maml++": Method(
+        _gradient(rule={"kind": "per_step"}, estimate={"kind": "unrolled", "multi_step": 60, "first_order_until": 60}),
+        model={"norm": "batch_per_step"},
+        published=_figures(99.5, 99.9, 97.7),
+    ),
+    "prototypes": Method({"kind": "prototype"}, published=_figures(98.8, 99.7, 96.0, 55.5, 72.0)),
+}
+
+
+def tree(name: str, benchmark: str, data: Path, runs: Path) -> dict[str, Any]:
+    """The config of a cell of the table."""
+    method, asked = METHODS[name], BENCHMARKS[benchmark]
+    learner = json.loads(json.dumps(method.learner))
+    if "rule" in learner:
+        learner["rule"]["lr"] = asked.rate * method.scale
+    return {
+        "name": f"{benchmark}-{name}".replace("+", "p"),
+        "runs": str(runs),
+        "data": {
+            "root": str(data / asked.data),
+            "ways": asked.ways,
+            "shots": asked.shots,
+            "queries": asked.queries,
+            "test": asked.test,
+            **asked.options,
+        },
+        "model": {**asked.model, **method.model},
+        "learner": learner,
+        "meta": {
+            "steps": asked.steps,
+            "batch": asked.batch,
+            "optimizer": {"kind": "adam", "lr": 1e-3},
+            "schedule": {"kind": "cosine", "floor": 0.01},
+            **method.meta,
+        },
+        "validation": {"every": asked.steps, "episodes": 20},
+        "checkpoint": {"every": 1000},
+        "evaluate": {"queries": 15, "episodes": 600},
+        "tracking": {"experiment": "results"},
+    }
+
+
+def packed(name: str, source: Path, data: Path) -> None:
+    """Pack a data set unless it is there. CIFAR-FS comes as two zips of class folders: one per split."""
+    if (data / name / "index").is_dir():
+        return
+    if name == "omniglot":
+        prepare.pack(str(source / "omniglot"), data / name, layout="omniglot", size=28)
+        return
+    joined = data / f"{name}.zip"
+    joined.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(joined, "w") as whole:
+        for split in ("train", "val"):
+            with zipfile.ZipFile(source / "cifar_fs_trainval" / f"meta_{split}.zip") as part:
+                for entry in part.namelist():
+                    if entry.endswith(".png"):
+                        whole.writestr(f"{split}/{'/'.join(entry.split('/')[-2:])}", part.read(entry))
+    prepare.pack(str(joined), data / name, layout="folder", size=32)
+    joined.unlink()
+
+
+def peak_mib(config: dict[str, Any]) -> float:
+    """The most that the tensors of one training episode take, forward and backward, MiB."""
+    asked = parse(config, "results")
+    index = Index.open(asked.data.root)
+    learner = build.learner(asked, index)
+    drawn = build.sampler(asked, index, asked.data.train).draw(0, 0)
+    episode = build.place(asked, torch.device("cpu"))(build.reader(asked, index).episode(drawn))
+    engine = Engine(learner, Plan("loop", 1))
+    return peak_bytes(lambda: engine([episode]).loss.backward()) / 2**20
+
+
+def run(name: str, benchmark: str, data: Path, runs: Path) -> None:
+    """Train and evaluate one cell, unless its row is there."""
+    row = runs / "rows" / f"{benchmark}-{name}.json"
+    if row.exists():
+        return
+    config = tree(name, benchmark, data, runs)
+    finished = train.fit(parse(config, f"{benchmark} {name}"), watch=watching)
+    if not finished.result:
+        raise KeyboardInterrupt
+    seconds = _training_s(finished.folder)
+    row.parent.mkdir(parents=True, exist_ok=True)
+    told = {
+        "test": finished.result["test"],
+        "seconds": seconds,
+        "peak_mib": peak_mib(config),
+        "run": finished.folder.name,
+    }
+    row.write_text(json.dumps(told, indent=1))
+    print(f"{benchmark} {name}: {told['test']['inductive']['accuracy']} in {seconds:.0f} s", flush=True)
+
+
+def _training_s(folder: Path) -> float:
+    """From the first to the last meta-step."""
+    times = [r["t"] for _, r in spool.records(folder) if r["kind"] == "metrics" and "train/loss" in r["values"]]
+    return (times[-1] - times[0]) / 1000
+
+
+def table(runs: Path) -> str:
+    """All rows there are, as Markdown."""
+    lines = []
+    for benchmark, asked in BENCHMARKS.items():
+        rows = [(name, runs / "rows" / f"{benchmark}-{name}.json") for name in METHODS]
+        found = [(name, json.loads(path.read_text())) for name, path in rows if path.exists()]
+        if not found:
+            continue
+        episodes = asked.steps * asked.batch
+        lines += [
+            "",
+            f"**{benchmark}**: {episodes:,} training episodes, test classes of `{asked.test}`, 15 queries, 600 episodes",
+            "",
+            "| method | inductive | transductive | training, s | MiB an episode | published |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, row in found:
+            scores = [row["test"][mode]["accuracy"] for mode in ("inductive", "transductive")]
+            shown = " | ".join(f"{100 * s['mean']:.2f} ± {100 * s['interval']:.2f}" for s in scores)
+            published = METHODS[name].published.get(benchmark, "–")
+            lines.append(f"| {name} | {shown} | {row['seconds']:.0f} | {row['peak_mib']:.1f} | {published} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", type=Path, help="folder with omniglot/ and cifar_fs_trainval/ as they were downloaded"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"))
+    parser.add_argument("--only", default=",".join(BENCHMARKS), help="benchmarks, separated by commas")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods, separated by commas")
+    parser.add_argument("--table", action="store_true", help="print what there is and run nothing")
+    arguments = parser.parse_args()
+    asked, methods = arguments.only.split(","), arguments.methods.split(",")
+    if unknown := [name for name in asked if name not in BENCHMARKS] + [
+        name for name in methods if name not in METHODS
+    ]:
+        parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join([*BENCHMARKS, *METHODS])}")
+    if not arguments.table and arguments.data is None:
+        parser.error("--data is needed: the product never downloads data")
+    if not arguments.table:
+        for benchmark in asked:
+            packed(BENCHMARKS[benchmark].data, arguments.data, Path("data"))
+            for name in methods:
+                try:
+                    run(name, benchmark, Path("data").absolute(), arguments.runs.absolute())
+                except InputError as error:
+                    print(f"{benchmark} {name}: refused: {error}", flush=True)
+    print(table(arguments.runs))
+
+
+if __name__ == "__main__":
+    main()
