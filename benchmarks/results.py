@@ -96,6 +96,16 @@ METHODS = {
         model={"norm": "batch_per_step"},
         published=_figures(99.5, 99.9, 97.7),
     ),
+    "meta-curvature": Method(_gradient(rule={"kind": "curvature"})),
+    "meta-lstm": Method(_gradient(rule={"kind": "lstm"})),
+    "mlp-optimizer": Method(_gradient(rule={"kind": "mlp"})),
+    "matching": Method({"kind": "matching"}, published=_figures(98.1, 98.9, 93.8)),
+    "relation": Method(
+        {"kind": "relation"}, model={"features": "map"}, published=_figures(99.6, 99.8, 97.6, 55.0, 69.3)
+    ),
+    "ridge": Method({"kind": "ridge"}, published=_figures(98.6, 99.7, 94.7, 65.3, 79.4)),
+    "logistic": Method({"kind": "logistic"}),
+    "svm": Method({"kind": "svm"}),
     "prototypes": Method({"kind": "prototype"}, published=_figures(98.8, 99.7, 96.0, 55.5, 72.0)),
 }
 

@@ -16,21 +16,29 @@ from pipeline.config import (
     ContextConfig,
     Conv4Config,
     CosineConfig,
+    CurvatureConfig,
     EvolutionConfig,
     FirstOrderConfig,
     GradientConfig,
     ImplicitConfig,
     LearnedConfig,
+    LogisticConfig,
+    LstmConfig,
+    MatchingConfig,
+    MlpConfig,
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
     PrototypeConfig,
     PrototypesConfig,
+    RelationConfig,
     ReptileConfig,
     ResNet12Config,
+    RidgeConfig,
     RunConfig,
     SgdConfig,
     StepConfig,
+    SvmConfig,
     UnrolledConfig,
 )
 from pipeline.data.index import Index
@@ -40,14 +48,17 @@ from pipeline.data.shards import Shards
 from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
+from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Initial, Learned, Prototypes
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
 from pipeline.learners.learner import Learner
-from pipeline.learners.metric import PrototypeLearner
+from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
-from pipeline.models.conv4 import BLOCKS, Conv4
+from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
 from pipeline.models.network import Network
+from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.task import Task
@@ -117,11 +128,12 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
         )
     pools = isinstance(chosen, ResNet12Config) or chosen.downsample == "max_pool"
-    if pools and size < 2**BLOCKS:
+    halvings = MAP_HALVINGS if _gives_maps(config) else BLOCKS
+    if pools and size < 2**halvings:
         way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
         raise InputError(
-            f"images of {size} pixels are too small for {chosen.kind}, which halves them {BLOCKS} times; "
-            f"use ≥ {2**BLOCKS}{way_out}"
+            f"images of {size} pixels are too small for {chosen.kind}, which halves them {halvings} times; "
+            f"use ≥ {2**halvings}{way_out}"
         )
     match chosen:
         case Conv4Config():
@@ -141,10 +153,19 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             assert_never(never)
 
 
+def _gives_maps(config: RunConfig) -> bool:
+    return isinstance(config.model, Conv4Config) and config.model.features == "map"
+
+
 def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
+    if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
+        raise InputError(
+            f"model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
+            "set model.features = mean or flatten"
+        )
     match config.learner:
         case GradientConfig() as chosen:
-            is_free = isinstance(chosen.initial, PrototypesConfig) and not isinstance(chosen.rule, PerElementConfig)
+            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(chosen.rule, SgdConfig)
             if evaluation_shape(config).ways != config.data.ways and not is_free:
                 raise InputError(
                     f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
@@ -155,6 +176,21 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
             )
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
+        case MatchingConfig():
+            return MatchingLearner(Network(encoder, nn.Identity()), task)
+        case RelationConfig(loss=loss):
+            if not (isinstance(encoder, Conv4) and _gives_maps(config)):
+                raise InputError(
+                    "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
+                )
+            relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
+            return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
+        case RidgeConfig(penalty=penalty, scale=scale):
+            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale)
+        case LogisticConfig(penalty=penalty, scale=scale, steps=steps):
+            return LogisticLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps)
+        case SvmConfig(cost=cost, scale=scale):
+            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale)
         case _ as never:
             assert_never(never)
 
@@ -201,6 +237,12 @@ def _rule(config: GradientConfig, fast: Params) -> Rule:
             return PerElement(lr, fast)
         case PerStepConfig(lr=lr):
             return PerStep(lr, fast, config.steps)
+        case CurvatureConfig(lr=lr):
+            return Curvature(lr, fast)
+        case LstmConfig(lr=lr, hidden=hidden):
+            return MetaLstm(lr, hidden)
+        case MlpConfig(lr=lr, hidden=hidden):
+            return Mlp(lr, hidden)
         case _ as never:
             assert_never(never)
 

@@ -152,6 +152,9 @@ def evaluate(
     ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
     shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
     queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    test_steps: Annotated[
+        int | None, typer.Option(help="inner steps of a gradient learner; none: as configured")
+    ] = None,
     workers: Workers = 1,
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     runs: Runs = Path("runs"),
@@ -163,8 +166,8 @@ def evaluate(
     from pipeline import report
 
     path = verb.find(target, runs)
-    asked = {"ways": ways, "shots": shots, "queries": queries}
-    subject = verb.subject_of(path, data=data, asked={key: value for key, value in asked.items() if value is not None})
+    asked = _named(ways=ways, shots=shots, queries=queries)
+    subject = verb.subject_of(path, data=data, asked=asked, test_steps=test_steps)
     found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
     if data is None:
         verb.keep(found, path)
@@ -172,6 +175,46 @@ def evaluate(
         print(format.dumps(found.as_json(), indent=1))
     else:
         report.print_scores({path.name: found.as_json()})
+
+
+@app.command(
+    epilog="Example: metashard compare glyphs-20260101-120000-ab12 glyphs-20260102-120000-cd34 --episodes 1000"
+)
+def compare(
+    targets: Annotated[
+        list[Path], typer.Argument(help="run ids, run folders or checkpoint folders; the first is the reference")
+    ],
+    split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
+    episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every run")] = 600,
+    mode: Annotated[str, typer.Option(help="inductive, transductive or both")] = "inductive",
+    ways: Annotated[
+        int | None, typer.Option(help="classes per episode; none of these three: as in the configs")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
+    queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    workers: Workers = 1,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure runs on the same frozen episodes, with the 95 % interval of their paired differences."""
+    import json as format
+
+    from pipeline import compare as verb
+    from pipeline import report
+    from pipeline.watch import counting
+
+    modes = verb.modes_of(mode)
+    rivals = verb.contenders(targets, runs, _named(ways=ways, shots=shots, queries=queries))
+    with counting("comparing", "runs") as progress:
+        found = verb.compare(rivals, split=split, episodes=episodes, modes=modes, workers=workers, progress=progress)
+    folder, sent = verb.keep(found, runs)
+    if json:
+        print(format.dumps(found.as_json(), indent=1))
+    else:
+        report.print_comparison(found.as_json())
+        print(f"kept in {folder}")
+    if not sent.complete:
+        print("MLflow has not got everything; send the rest: metashard sync", file=sys.stderr)
 
 
 @app.command(name="runs", epilog="Example: metashard runs")
@@ -205,6 +248,11 @@ def sync(
 
     for line in report.sync(runs, run, uri):
         print(line)
+
+
+def _named(**options: int | None) -> dict[str, int]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _described(made) -> str:

@@ -88,6 +88,7 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
                 trained.step,
                 {f"test/{mode.value}/{name}": found.mean, f"test/{mode.value}/{name}_interval": found.interval},
             )
+        told.metrics(trained.step, {f"test/{mode.value}/{name}": v for name, v in trained.pooled[mode].items()})
     told.artifact(run / RESULT_FILE)
     told.artifact(best / "manifest.json", "checkpoint")
     for path in drawn:
@@ -100,7 +101,7 @@ def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
     """The pictures of a run: an episode with predictions, the loss curve, and for gradient learners the adaptation curve."""
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
-    config, index, learner = evaluate.restored(subject)
+    config, index, learner, _ = evaluate.restored(subject)
     with one_thread():
         made = [_draw_episode(folder / "episode.png", config, index, learner), _draw_losses(folder / "losses.png", run)]
         if isinstance(learner, GradientLearner):
@@ -184,6 +185,12 @@ def finished_text(run: Path, result: dict[str, Any], uri: str, *, is_sent: bool)
             f"{mode.value:<15}{100 * found['mean']:.2f} ± {100 * found['interval']:.2f} %   "
             f"(untrained {100 * floor['mean']:.2f} ± {100 * floor['interval']:.2f} %)"
         )
+    chosen = test[result["mode"]]
+    lines.append(
+        f"{result['mode'] + ':':<15}macro F1 {100 * chosen['f1']['mean']:.2f} %, "
+        f"calibration error {100 * chosen['calibration_error']['mean']:.2f} %, "
+        f"worst tenth of the episodes {100 * chosen['worst_decile']['mean']:.2f} %"
+    )
     lines.append(f"MLflow     run {tracking.run_id_of(run) or 'not sent yet'} in {tracking.plain_uri(uri)}")
     lines.append(
         "open it    metashard ui" if is_sent else "MLflow has not got everything; send the rest: metashard sync"

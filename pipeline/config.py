@@ -73,7 +73,8 @@ class Conv4Config(Config):
     kind: Literal["conv4"] = "conv4"
     width: PositiveInt = 64
     downsample: Literal["stride", "max_pool"] = "max_pool"
-    features: Literal["mean", "flatten"] = "flatten"
+    features: Literal["mean", "flatten", "map"] = "flatten"
+    """map: for relation networks alone; only the first two blocks downsample."""
     norm: Literal["batch", "batch_per_step", "group", "layer"] = "batch"
     """batch_per_step: an own scale and shift for every inner step (MAML++)."""
     context: NonNegativeInt = 0
@@ -111,7 +112,33 @@ class PerStepConfig(Config):
     """Where the rates start."""
 
 
-RuleConfig = Annotated[SgdConfig | PerElementConfig | PerStepConfig, Field(discriminator="kind")]
+class CurvatureConfig(Config):
+    """Meta-Curvature: a learned matrix for every axis of a gradient."""
+
+    kind: Literal["curvature"] = "curvature"
+    lr: PositiveFloat = 0.01
+
+
+class LstmConfig(Config):
+    """Meta-LSTM: the cell of an LSTM as an optimizer."""
+
+    kind: Literal["lstm"] = "lstm"
+    lr: Annotated[FiniteFloat, Number, Field(gt=0, lt=1)] = 0.01
+    """Where the input gate starts."""
+    hidden: PositiveInt = 20
+
+
+class MlpConfig(Config):
+    """A small network as an optimizer."""
+
+    kind: Literal["mlp"] = "mlp"
+    lr: PositiveFloat = 0.01
+    hidden: PositiveInt = 32
+
+
+RuleConfig = Annotated[
+    SgdConfig | PerElementConfig | PerStepConfig | CurvatureConfig | LstmConfig | MlpConfig, Field(discriminator="kind")
+]
 
 
 class LearnedConfig(Config):
@@ -195,7 +222,56 @@ class PrototypeConfig(Config):
     kind: Literal["prototype"] = "prototype"
 
 
-LearnerConfig = Annotated[GradientConfig | PrototypeConfig, Field(discriminator="kind")]
+class MatchingConfig(Config):
+    """Matching networks, without full context embeddings."""
+
+    kind: Literal["matching"] = "matching"
+
+
+class RelationConfig(Config):
+    """Relation networks; they need model.features = map."""
+
+    kind: Literal["relation"] = "relation"
+    loss: Literal["mse", "task"] = "mse"
+    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: cross-entropy of plain scores."""
+
+
+class RidgeConfig(Config):
+    """R2D2."""
+
+    kind: Literal["ridge"] = "ridge"
+    penalty: PositiveFloat = 1.0
+    """Where the learned weight of |W|² starts."""
+    scale: PositiveFloat = 10.0
+    """Where the learned scale of the logits starts; a regression of one-hot labels gives about 0 and 1."""
+
+
+class LogisticConfig(Config):
+    """LRD2."""
+
+    kind: Literal["logistic"] = "logistic"
+    penalty: PositiveFloat = 1.0
+    """Where the learned weight of |W|² starts."""
+    scale: PositiveFloat = 1.0
+    """Where the learned scale of the logits starts."""
+    steps: PositiveInt = 5
+    """Steps of Newton's method."""
+
+
+class SvmConfig(Config):
+    """MetaOptNet."""
+
+    kind: Literal["svm"] = "svm"
+    cost: PositiveFloat = 0.1
+    """Weight of the slack beside |W|² / 2."""
+    scale: PositiveFloat = 1.0
+    """Where the learned scale of the logits starts."""
+
+
+LearnerConfig = Annotated[
+    GradientConfig | PrototypeConfig | MatchingConfig | RelationConfig | RidgeConfig | LogisticConfig | SvmConfig,
+    Field(discriminator="kind"),
+]
 
 
 class AdamConfig(Config):

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pipeline import build, checkpoint, session, spool, tracking
 from pipeline.build import MakeLearner
@@ -18,74 +19,206 @@ from pipeline.config import RunConfig, dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.data.sampler import Shape
+from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
-from pipeline.judging import Score, judged, score
+from pipeline.faults import one_line
+from pipeline.judging import Judgement, Score, judged, pooled, score
+from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
+GREY = (0.299, 0.587, 0.114)
 
 
 class Subject(NamedTuple):
-    """What is evaluated: a run's config with its checkpoint, or (empty path) the learner as it was before training."""
+    """What is evaluated: a run's config with its checkpoint, or (empty path) the learner as it was before training.
+
+    `data` is the packed data set to measure on; empty: the one in the config.
+    """
 
     config: dict[str, Any]
     checkpoint: str
     make_learner: MakeLearner = build.learner
+    data: str = ""
+
+
+class Restored(NamedTuple):
+    """A learner ready to adapt on the CPU, and what its episodes are drawn from and how they are read.
+
+    `channels` is how many the learner takes; the images of `index` may have others.
+    """
+
+    config: RunConfig
+    index: Index
+    learner: Learner
+    channels: int
 
 
 class Evaluation(NamedTuple):
-    """Scores by mode and metric, with what they were measured on."""
+    """Scores by mode and metric, with what they were measured on; `pooled` are figures that only all episodes together have.
+
+    `inner_steps` is how many a gradient learner took on every episode.
+    """
 
     scores: dict[Mode, dict[str, Score]]
+    pooled: dict[Mode, dict[str, float]]
     split: str
     shape: Shape
     step: int
+    inner_steps: int | None
 
     def as_json(self) -> dict[str, Any]:
-        ways, shots, queries = self.shape
-        scores = {mode.value: {n: s._asdict() for n, s in metrics.items()} for mode, metrics in self.scores.items()}
-        return {"split": self.split, "ways": ways, "shots": shots, "queries": queries, "step": self.step, **scores}
+        """The settings, and by mode and metric `mean`, `interval` (not of pooled figures) and `episodes`."""
+        told: dict[str, Any] = {"split": self.split, **self.shape._asdict()}
+        told |= {"step": self.step, "inner_steps": self.inner_steps}
+        for mode, scores in self.scores.items():
+            (episodes,) = {found.episodes for found in scores.values()}
+            told[mode.value] = {name: found._asdict() for name, found in scores.items()}
+            told[mode.value] |= {n: {"mean": v, "episodes": episodes} for n, v in self.pooled[mode].items()}
+        return told
 
 
 def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Evaluation:
-    """Evaluate in this process, or spread over `workers` Ray tasks; every episode is judged alone, on one thread.
+    """Evaluate in both modes.
 
     Raises:
-        InputError: the checkpoint is damaged, or the data set has no such split or too few samples.
+        InputError: as `measure`.
     """
-    config = parse(dict(subject.config), "checkpoint")
-    if episodes < 2:
-        raise InputError(f"evaluate.episodes = {episodes}: an interval needs at least 2")
-    build.sampler(config, Index.open(config.data.root), split)
+    found, rows = measure(subject, split=split, episodes=episodes, workers=workers)
+    by_mode = {mode: [row[mode] for row in rows] for mode in MODES}
+    step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
+    return Evaluation(
+        {mode: _scores(own) for mode, own in by_mode.items()},
+        {mode: pooled(found.learner.task, own) for mode, own in by_mode.items()},
+        split,
+        build.sampler(found.config, found.index, split).shape,
+        step,
+        found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
+    )
+
+
+def _scores(judgements: Sequence[Judgement]) -> dict[str, Score]:
+    names = judgements[0].metrics
+    return {name: score([judgement.metrics[name] for judgement in judgements]) for name in names}
+
+
+def measure(
+    subject: Subject, *, split: str, episodes: int, workers: int, modes: Sequence[Mode] = MODES
+) -> tuple[Restored, list[dict[Mode, Judgement]]]:
+    """What the learner did on each frozen episode, in their order; in this process, or spread over `workers` Ray tasks.
+
+    Every episode is judged alone, on one thread.
+
+    Raises:
+        InputError: the checkpoint is damaged, the data set has no such split or too few samples, or its images do not fit.
+    """
+    check(episodes=episodes, workers=workers)
+    found = restored(subject)
+    build.sampler(found.config, found.index, split)
     numbers = [list(range(episodes))[part::workers] for part in range(workers)]
     if workers == 1:
-        parts = [_part(subject, split, numbers[0])]
+        parts = [_judged(found, split, modes, numbers[0])]
     else:
-        parts = session.each(_part, [(subject, split, own) for own in numbers], workers=workers)
+        parts = session.each(_part, [(subject, split, modes, own) for own in numbers], workers=workers)
     by_number = dict(pair for part in parts for pair in part)
-    rows = [by_number[number] for number in range(episodes)]
-    scores = {mode: {n: score([row[mode][n] for row in rows]) for n in rows[0][mode]} for mode in MODES}
-    step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
-    return Evaluation(scores, split, build.evaluation_shape(config), step)
+    return found, [by_number[number] for number in range(episodes)]
 
 
-def restored(subject: Subject) -> tuple[RunConfig, Index, Learner]:
-    """The learner of a subject, ready to adapt on the CPU."""
+def check(*, episodes: int, workers: int) -> None:
+    """Refuse amounts with which nothing can be measured."""
+    if episodes < 2:
+        raise InputError(f"evaluate.episodes = {episodes}: an interval needs at least 2")
+    if workers < 1:
+        raise InputError(f"--workers {workers}: somebody must do the work; give 1 or more")
+
+
+def restored(subject: Subject) -> Restored:
+    """The learner of a subject, built for the images it was trained on, and the data to measure it on.
+
+    Images of another size or number of channels are converted as they are read. Where the data it was trained on are
+    gone, `subject.data` counts as a copy of them.
+
+    Raises:
+        InputError: the checkpoint or the data are damaged, or do not fit each other.
+    """
     config = parse(dict(subject.config), "checkpoint")
-    index = Index.open(config.data.root)
-    learner = subject.make_learner(config, index)
+    index = Index.open(subject.data or config.data.root)
+    trained = _trained_on(config, index) if subject.data else index
+    learner = subject.make_learner(config, trained)
     if subject.checkpoint:
-        learner.load_state_dict(dict(checkpoint.load(Path(subject.checkpoint)).learner), strict=True)
-    return config, index, learner
+        weights = dict(checkpoint.load(Path(subject.checkpoint)).learner)
+        try:
+            learner.load_state_dict(weights, strict=True)
+        except RuntimeError as error:
+            raise InputError(
+                f"{subject.checkpoint} holds no weights of a learner for the images of {trained.root}: "
+                f"{one_line(str(error))}; bring back {config.data.root}, on which it was trained"
+            ) from error
+    channels = trained.shape(0)[2]
+    return Restored(_read_alike(config, trained, index), index, learner, channels)
 
 
-def _part(subject: Subject, split: str, numbers: Sequence[int]) -> list[tuple[int, dict[Mode, dict[str, float]]]]:
-    config, index, learner = restored(subject)
+def _trained_on(config: RunConfig, copy: Index) -> Index:
+    """The index of the data that a run was trained on, whose tars need not be there; the other one where it is gone."""
+    try:
+        return Index.without_shards(config.data.root)
+    except InputError:
+        return copy
+
+
+def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
+    """The config by which images of `index` come in the size that a learner for those of `trained` takes.
+
+    Raises:
+        InputError: that cannot be had.
+    """
+    if trained is index:
+        return config
+    (height, width, channels), (other_height, other_width, others) = trained.shape(0), index.shape(0)
+    if others not in (channels, 1) and (others, channels) != (3, 1):
+        raise InputError(
+            f"{index.root}: images have {others} channels and the model takes {channels}, into which they cannot be turned; "
+            "name other data"
+        )
+    if config.data.size is None and height != width and (height, width) != (other_height, other_width):
+        raise InputError(
+            f"{index.root}: images are {other_height} × {other_width} pixels and the model takes {height} × {width}, but only "
+            "squares are resized; name other data"
+        )
+    size = config.data.size or (height if height == width else None)
+    return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+
+
+def with_channels(episode: Episode, channels: int) -> Episode:
+    """The episode with images of so many channels: grey repeated, or RGB weighed to grey (ITU-R 601)."""
+
+    def converted(images: Tensor) -> Tensor:
+        if images.shape[1] == channels:
+            return images
+        if images.shape[1] == 1:
+            return images.repeat(1, channels, 1, 1)
+        return (images * images.new_tensor(GREY).reshape(1, -1, 1, 1)).sum(1, keepdim=True)
+
+    support, query = (Batch(converted(batch.inputs), batch.targets) for batch in (episode.support, episode.query))
+    return Episode(support, query, episode.ways)
+
+
+def _part(
+    subject: Subject, split: str, modes: Sequence[Mode], numbers: Sequence[int]
+) -> list[tuple[int, dict[Mode, Judgement]]]:
+    return _judged(restored(subject), split, modes, numbers)
+
+
+def _judged(
+    found: Restored, split: str, modes: Sequence[Mode], numbers: Sequence[int]
+) -> list[tuple[int, dict[Mode, Judgement]]]:
+    config, index, learner, channels = found
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner.to(device)
+    bring = build.place(config, device)
     episodes = frozen(build.sampler(config, index, split), build.reader(config, index), numbers)
     with one_thread():
-        return list(judged(learner, episodes, modes=MODES, place=build.place(config, device)))
+        return list(judged(learner, episodes, modes=modes, place=lambda e: bring(with_channels(e, channels))))
 
 
 @contextmanager
@@ -124,19 +257,41 @@ def best(run: Path) -> Path:
     return chosen
 
 
-def subject_of(path: Path, *, data: Path | None = None, asked: Mapping[str, int] = MappingProxyType({})) -> Subject:
-    """A checkpoint with the config it carries; on other data, or with other keys of `evaluate`, if asked."""
+def subject_of(
+    path: Path,
+    *,
+    data: Path | None = None,
+    asked: Mapping[str, int] = MappingProxyType({}),
+    test_steps: int | None = None,
+) -> Subject:
+    """A checkpoint with the config it carries; on other data, with other keys of `evaluate` or other inner steps, if asked.
+
+    Raises:
+        InputError: the checkpoint is damaged, a value is not usable, or the learner takes no inner steps.
+    """
     tree = dict(checkpoint.load(path).config)
     tree["evaluate"] = {**tree["evaluate"], **asked}
-    if data is not None:
-        tree["data"] = {**tree["data"], "root": str(data)}
-    return Subject(dump(parse(tree, str(path))), str(path.absolute()))
+    if test_steps is not None:
+        if "test_steps" not in tree["learner"]:
+            raise InputError(
+                f"--test-steps {test_steps}: learner.kind = {tree['learner']['kind']} of {path} takes no inner steps; "
+                "leave it out"
+            )
+        tree["learner"] = {**tree["learner"], "test_steps": test_steps}
+    other = "" if data is None else str(data.absolute())
+    return Subject(dump(parse(tree, str(path))), str(path.absolute()), data=other)
+
+
+def run_of(path: Path) -> Path | None:
+    """The run's folder that a checkpoint lies in, if it lies in one."""
+    run = path.absolute().parent.parent
+    return run if path.absolute().parent.name == "checkpoints" and (run / spool.FILE).exists() else None
 
 
 def keep(evaluation: Evaluation, path: Path) -> Path | None:
     """Log an evaluation to the run whose checkpoint this is, and send it to the run's MLflow; where it is kept, if anywhere."""
-    run = path.parent.parent
-    if path.parent.name != "checkpoints" or not (run / spool.FILE).exists():
+    run = run_of(path)
+    if run is None:
         return None
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
@@ -144,12 +299,16 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
     write(evaluation.as_json(), kept)
     told = spool.Spool(run)
     ways, shots, queries = evaluation.shape
+    usual = checkpoint.load(path).config["learner"]
+    is_usual = evaluation.inner_steps in (None, usual.get("test_steps") or usual.get("steps"))
     for mode, metrics in evaluation.scores.items():
-        for name, found in metrics.items():
-            # A series has one value per step: what is measured otherwise has another name.
-            shape = f"{ways}way-{shots}shot-{queries}query-{found.episodes}episodes"
-            key = f"evaluate/{evaluation.split}-{shape}/{mode.value}/{name}"
-            told.metrics(evaluation.step, {key: found.mean})
+        (episodes,) = {found.episodes for found in metrics.values()}
+        # A series has one value per step: what is measured otherwise has another name.
+        shape = f"{ways}way-{shots}shot-{queries}query-{episodes}episodes"
+        shape += "" if is_usual else f"-{evaluation.inner_steps}steps"
+        means = {name: found.mean for name, found in metrics.items()} | evaluation.pooled[mode]
+        start = f"evaluate/{evaluation.split}-{shape}/{mode.value}"
+        told.metrics(evaluation.step, {f"{start}/{name}": mean for name, mean in means.items()})
     told.artifact(kept, "evaluations")
     told.close()
     tracking.sync(run, uri=tracking.target_uri(run))

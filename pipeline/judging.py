@@ -1,4 +1,4 @@
-"""How good a learner is on frozen episodes: each episode's metrics, their mean, its 95 % interval."""
+"""How good a learner is on frozen episodes: what each of them says, and what all of them say together."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from pipeline import ranks
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner, Mode
+from pipeline.tasks.task import Task
 
 
 class Score(NamedTuple):
@@ -32,11 +34,42 @@ def score(values: Sequence[float]) -> Score:
     return Score(mean, 1.96 * deviation / math.sqrt(n), n)
 
 
+def worst_decile(values: Sequence[float]) -> float:
+    """The mean of the lowest tenth of one value per episode, rounded up to whole episodes."""
+    lowest = sorted(values)[: math.ceil(len(values) / 10)]
+    return math.fsum(lowest) / len(lowest)
+
+
 def judge(learner: Learner, episode: Episode, *, mode: Mode) -> dict[str, float]:
-    """The task's metrics of one episode after adapting on its support."""
+    """The task's metrics of one episode after adapting on its support; all that validation while training needs."""
     predictor = learner.adapt(episode.support, episode.ways, mode=mode)
     metrics = learner.task.metrics(predictor(episode.query.inputs), episode.query.targets)
     return {name: value.item() for name, value in metrics.items()}
+
+
+class Judgement(NamedTuple):
+    """What an evaluation learns from one episode: metrics of it alone, and the task's tally, which adds up over episodes."""
+
+    metrics: dict[str, float]
+    tally: Tensor
+
+
+def examine(learner: Learner, episode: Episode, *, mode: Mode) -> Judgement:
+    """All that there is to say of one episode after adapting on its support."""
+    task, predictor = learner.task, learner.adapt(episode.support, episode.ways, mode=mode)
+    answers = predictor(episode.query.inputs), episode.query.targets
+    metrics = {**task.metrics(*answers), **task.details(*answers)}
+    return Judgement({name: value.item() for name, value in metrics.items()}, task.tally(*answers))
+
+
+def pooled(task: Task, judgements: Sequence[Judgement]) -> dict[str, float]:
+    """The metrics that only all episodes together have: the task's own, and its headline in the worst tenth of them."""
+    tallies = torch.stack([judgement.tally for judgement in judgements])
+    # Exactly rounded sums: they do not depend on the order of the episodes.
+    sums = [math.fsum(column) for column in tallies.flatten(1).T.tolist()]
+    whole = torch.tensor(sums, dtype=torch.float64).reshape(tallies.shape[1:])
+    worst = worst_decile([judgement.metrics[task.headline] for judgement in judgements])
+    return {**task.pooled(whole), "worst_decile": worst}
 
 
 Place = Callable[[Episode], Episode]
@@ -45,11 +78,11 @@ Place = Callable[[Episode], Episode]
 
 def judged(
     learner: Learner, episodes: Iterable[tuple[int, Episode]], *, modes: Sequence[Mode], place: Place
-) -> Iterator[tuple[int, dict[Mode, dict[str, float]]]]:
-    """Yield (number, metrics by mode) for each (number, episode)."""
+) -> Iterator[tuple[int, dict[Mode, Judgement]]]:
+    """Yield (number, judgement by mode) for each (number, episode)."""
     for number, episode in episodes:
         here = place(episode)
-        yield number, {mode: judge(learner, here, mode=mode) for mode in modes}
+        yield number, {mode: examine(learner, here, mode=mode) for mode in modes}
 
 
 def shared_score(own: Iterable[tuple[int, float]], episodes: int, device: torch.device) -> Score:

@@ -126,8 +126,27 @@ def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
                 # Accuracies are shares; a loss is in nats.
                 share = metric != "loss"
                 factor, unit = (100, " %") if share else (1, "")
-                score = f"{factor * found['mean']:.2f} ± {factor * found['interval']:.2f}{unit}"
+                spread = f" ± {factor * found['interval']:.2f}" if "interval" in found else ""
+                score = f"{factor * found['mean']:.2f}{spread}{unit}"
                 table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, score)
+    _print(table)
+
+
+def print_comparison(result: Mapping[str, Any]) -> None:
+    """A table of what `Comparison.as_json` gives; accuracies and their like in %, differences in points of them."""
+    shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+    print(f"{result['episodes']} of {shape}; differences from the first run on the same episodes")
+    value, difference = f"{result['metric']} ± 95 %", "difference ± 95 %"
+    table = Table("run", "checkpoint", "mode", value, difference, "excludes zero", box=box.SIMPLE_HEAD)
+    for mode, rows in result.items():
+        if not isinstance(rows, list):
+            continue
+        for number, row in enumerate(rows):
+            own = f"{100 * row['mean']:.2f} ± {100 * row['interval']:.2f} %"
+            against = f"{100 * row['difference']:+.2f} ± {100 * row['difference_interval']:.2f}"
+            verdict = "yes" if row["excludes_zero"] else "no"
+            compared = (against, verdict) if number else ("–", "–")
+            table.add_row(row["run"], row["checkpoint"], mode, own, *compared)
     _print(table)
 
 

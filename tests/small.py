@@ -9,14 +9,17 @@ import torch
 
 from pipeline.config import RunConfig, parse
 from pipeline.episode import Batch, Episode
+from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Learned, Prototypes
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
 from pipeline.learners.learner import Learner
-from pipeline.learners.metric import PrototypeLearner
+from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import Conv4
 from pipeline.models.network import Network
+from pipeline.models.relation import Relation
 from pipeline.tasks.classification import Classification
 
 WAYS = 3
@@ -47,7 +50,7 @@ def gradient_learner(
         model,
         Classification(),
         initial=start,
-        rule=rule({name: value for name, value in model.named_parameters() if name in start.names}),
+        rule=rule({name: value for name, value in model.named_parameters() if name in start.names}).double(),
         estimate=estimate or Unrolled(steps),
         steps=steps,
         test_steps=steps + 1,
@@ -60,6 +63,13 @@ def evolved() -> GradientLearner:
     learner = gradient_learner()
     learner.estimate = Evolution(dict(learner.named_parameters()), sigma=1e-3, pairs=3, seed=0)
     return learner
+
+
+def relation(**options) -> RelationLearner:
+    """A relation network on maps of 4 × 4 pixels."""
+    encoder = Conv4(channels=1, width=6, size=16, downsample="max_pool", features="map")
+    comparison = Relation(width=6, side=encoder.side)
+    return RelationLearner(Network(encoder, torch.nn.Identity()), Classification(), comparison, **options).double()
 
 
 def maml_pp() -> GradientLearner:
@@ -93,8 +103,19 @@ LEARNERS = {
     "protomaml": lambda: gradient_learner(initial=Prototypes, rule=lambda fast: Sgd(0.01)),
     "cavia": lambda: gradient_learner(initial=Context, context=4),
     "meta-sgd": lambda: gradient_learner(rule=lambda fast: PerElement(0.1, fast)),
+    "meta-curvature": lambda: gradient_learner(rule=lambda fast: Curvature(0.1, fast)),
+    "meta-lstm": lambda: gradient_learner(rule=lambda fast: MetaLstm(0.1, 3)),
+    "mlp-optimizer": lambda: gradient_learner(rule=lambda fast: Mlp(0.1, 4)),
     "maml++": maml_pp,
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
+    "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
+    "relation": relation,
+    "relation-task-loss": lambda: relation(loss="task"),
+    "ridge": lambda: RidgeLearner(network(prototype=True), Classification(), penalty=0.5, scale=3.0).double(),
+    "logistic": lambda: LogisticLearner(
+        network(prototype=True), Classification(), penalty=0.5, scale=2.0, steps=5
+    ).double(),
+    "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
 }
 
 

@@ -27,8 +27,8 @@ def said(monkeypatch, capsys) -> Callable[[str], str]:
 
 def test_throughput_agrees_on_the_gradient_and_prints_a_row_each(said):
     printed = said("throughput.py")
-    assert printed.count("metashard (") == 2
-    assert printed.count("plain loop, ") == 4
+    assert printed.count("metashard (") == 3
+    assert printed.count("plain loop, ") == 6
 
 
 def test_loading_compares_three_ways_and_measures_the_index(said):

@@ -15,10 +15,12 @@ from pipeline.data.index import Index
 from pipeline.data.sampler import Shape
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
-from pipeline.learners.metric import PrototypeLearner
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
 
@@ -113,7 +115,14 @@ ESTIMATES = {
     "implicit": Implicit,
     "es": Evolution,
 }
-RULES = {"sgd": Sgd, "per_element": PerElement, "per_step": PerStep}
+RULES = {
+    "sgd": Sgd,
+    "per_element": PerElement,
+    "per_step": PerStep,
+    "curvature": Curvature,
+    "lstm": MetaLstm,
+    "mlp": Mlp,
+}
 
 
 @pytest.mark.parametrize("kind", ESTIMATES)
@@ -127,7 +136,8 @@ def test_the_estimate_and_the_steps_are_those_asked_for(config, index, kind):
 def test_the_rule_is_the_one_asked_for_and_starts_at_its_rate(config, index, kind):
     made = build.learner(config(learner={"rule": {"kind": kind, "lr": 0.25}, "steps": 2}), index)
     assert type(made.rule) is RULES[kind]
-    assert all((rate == 0.25).all() for rate in made.rule.parameters())
+    if kind.startswith("per_"):
+        assert all((rate == 0.25).all() for rate in made.rule.parameters())
 
 
 def test_the_start_is_the_one_asked_for(config, index):
@@ -145,6 +155,52 @@ def test_the_norm_is_the_one_asked_for(config, index, norm):
     layer = made.model.encoder.norms[0]
     expected = {"batch": (6,), "batch_per_step": (4, 6)}.get(norm, (6,))
     assert isinstance(layer, GroupNorm if norm in ("group", "layer") else Norm) and layer.weight.shape == expected
+
+
+EMBEDDING = {
+    "prototype": PrototypeLearner,
+    "matching": MatchingLearner,
+    "ridge": RidgeLearner,
+    "logistic": LogisticLearner,
+    "svm": SvmLearner,
+}
+
+
+@pytest.mark.parametrize("kind", EMBEDDING)
+def test_the_learner_is_the_one_asked_for(config, index, kind):
+    assert type(build.learner(config(learner={"kind": kind}), index)) is EMBEDDING[kind]
+    with pytest.raises(
+        InputError, match=f"gives no vectors for learner.kind = {kind}; set model.features = mean or fl"
+    ):
+        build.learner(config(learner={"kind": kind}, model={"features": "map"}), index)
+
+
+def test_what_a_solver_learns_starts_where_asked(config, index):
+    made = build.learner(config(learner={"kind": "ridge", "penalty": 3.0, "scale": 4.0}), index)
+    assert [v.exp().item() for v in (made.log_penalty, made.log_scale)] == pytest.approx([3.0, 4.0])
+    made = build.learner(config(learner={"kind": "logistic", "penalty": 3.0, "scale": 4.0, "steps": 2}), index)
+    assert [v.exp().item() for v in (made.log_penalty, made.log_scale)] == pytest.approx([3.0, 4.0]) and made.steps == 2
+    made = build.learner(config(learner={"kind": "svm", "cost": 0.5, "scale": 4.0}), index)
+    assert made.log_scale.exp().item() == pytest.approx(4.0) and made.cost == 0.5
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_relation_compares_maps(config, index, tmp_path, norm):
+    asked = {"learner": {"kind": "relation"}, "model": {"features": "map", "norm": norm, "downsample": "max_pool"}}
+    made = build.learner(config(**asked), index)
+    assert type(made) is RelationLearner and made.squares and made.model.encoder.side == 4
+    assert isinstance(made.relation.norms[0], GroupNorm if norm == "group" else Norm)
+    plain = build.learner(config(**{**asked, "learner": {"kind": "relation", "loss": "task"}}), index)
+    assert not plain.squares
+    build.learner(config(**asked), of_size(tmp_path / "d", 5, 5))
+    with pytest.raises(InputError, match="images of 3 pixels are too small.*halves them 2 times; use ≥ 4"):
+        build.learner(config(**asked), of_size(tmp_path / "e", 3, 3))
+
+
+@pytest.mark.parametrize("model", [{"features": "mean"}, {"kind": "resnet12", "width": 4}])
+def test_relation_without_maps_is_refused(config, index, model):
+    with pytest.raises(InputError, match="compares feature maps; set model.kind = conv4 and model.features = map"):
+        build.learner(config(learner={"kind": "relation"}, model=model), index)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):

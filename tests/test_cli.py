@@ -10,10 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gloo import work_here
 from small import small_config
 
-from pipeline import checkpoint, cli
+from pipeline import checkpoint, cli, tracking
 from pipeline.config import dump
+from pipeline.tracking import SyncReport
 
 LIMIT_S = 180
 RULE = "train=0.7,val=0.15,test=0.15"
@@ -93,6 +95,29 @@ def test_pack_train_evaluate_runs(tmp_path, glyphs_root):
         tracked.data.metrics
     )
     assert {"pictures", "checkpoint", "config.yaml"} <= {a.path for a in client.list_artifacts(tracked.info.run_id)}
+
+
+def test_evaluate_and_compare(tmp_path, glyphs_root, here, monkeypatch):
+    """Without MLflow, whose part is in the slow lane."""
+    monkeypatch.setattr(tracking, "sync", lambda run, uri: SyncReport("", 0, (), False, "not now"))
+    for name, learner in {"a": {"kind": "gradient", "steps": 1}, "b": {"kind": "prototype"}}.items():
+        config = small_config(glyphs_root, tmp_path / "runs", learner=learner, meta={"steps": 2})
+        work_here(dump(config), str(tmp_path / "runs" / name))
+    judged = here("evaluate", "a", "--episodes", 4, "--test-steps", 3, "--json")
+    result = json.loads(judged.stdout)
+    assert result["inner_steps"] == 3 and "f1" in result["inductive"]
+    assert "worst_decile" in here("evaluate", "a", "--episodes", 4, "--data", glyphs_root).stdout
+    assert "takes no inner steps" in error_of(here("evaluate", "b", "--test-steps", 3))
+
+    told = here("compare", "a", "b", "--episodes", 4, "--mode", "both")
+    assert told.returncode == 0 and "excludes zero" in told.stdout and "metashard sync" in told.stderr
+    (kept,) = (tmp_path / "runs").glob("compare-*")
+    assert f"kept in {kept}" in told.stdout and (kept / "comparison.png").exists()
+    rows = json.loads(here("compare", "a", "b", "--episodes", 4, "--json").stdout)["inductive"]
+    assert [row["run"] for row in rows] == ["a", "b"] and rows[0]["difference"] == 0
+    assert "name at least two" in error_of(here("compare", "a"))
+    assert "--mode no" in error_of(here("compare", "a", "b", "--mode", "no"))
+    assert "but data.ways = 3" in error_of(here("compare", "b", "a", "--ways", 4))
 
 
 @pytest.mark.slow

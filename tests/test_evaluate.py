@@ -1,17 +1,24 @@
 """Evaluation: frozen episodes, the same for any number of workers, intervals, and floors where they belong."""
 
+import json
 import math
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from gloo import work_here
 from small import small_config
 
-from pipeline import checkpoint, evaluate
+from pipeline import build, checkpoint, evaluate, prepare, tracking
 from pipeline.config import dump
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
-from pipeline.judging import score
+from pipeline.judging import Judgement, pooled, score, worst_decile
 from pipeline.learners.learner import Mode
+from pipeline.spool import history
+from pipeline.tasks.classification import Classification
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +50,72 @@ def test_evaluation_is_repeatable_and_above_the_untrained_floor(run):
 
 
 def test_the_first_episodes_do_not_depend_on_how_many_there_are(run):
-    config, index, _ = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
-    from pipeline import build
-
+    config, index, *_ = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
     sampler = build.sampler(config, index, "test")
     other = build.sampler(config.model_copy(update={"seed": 5}), index, "test")
     assert all(sampler.draw(0, n).classes == other.draw(0, n).classes for n in range(20))
+
+
+def confident(*rows: tuple[float, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of two classes and targets, for (confidence, predicted class, true class)."""
+    logits = torch.zeros(len(rows), 2, dtype=torch.float64)
+    for row, (confidence, predicted, _) in enumerate(rows):
+        logits[row, predicted] = math.log(confidence / (1 - confidence))
+    return logits, torch.tensor([true for _, _, true in rows])
+
+
+def calibration_error(*episodes) -> float:
+    task = Classification()
+    judgements = [Judgement({"accuracy": 0.0}, task.tally(*episode)) for episode in episodes]
+    return pooled(task, judgements)["calibration_error"]
+
+
+def test_calibration_error_by_hand():
+    """Bins of a fifteenth: 0.61 and 0.65 share the tenth (0.6, 0.667], 0.9 and 0.92 the fourteenth (0.867, 0.933]."""
+    queries = [(0.61, 0, 0), (0.65, 1, 0), (0.9, 0, 0), (0.92, 1, 1), (0.99, 0, 1)]
+    gaps = [abs(0.5 - 0.63), abs(1 - 0.91), abs(0 - 0.99)]
+    expected = (2 * gaps[0] + 2 * gaps[1] + gaps[2]) / 5
+    assert calibration_error(confident(*queries)) == pytest.approx(expected)
+    # Pooled, not averaged: the same queries in two episodes, in whatever order, have the same error.
+    parts = confident(*queries[:1]), confident(*queries[1:])
+    assert calibration_error(*parts) == calibration_error(*parts[::-1]) == pytest.approx(expected)
+    assert calibration_error((torch.tensor([[20.0, -20.0]]), torch.tensor([0]))) == pytest.approx(0, abs=1e-9)
+    assert math.isnan(calibration_error((torch.full((2, 2), math.nan), torch.tensor([0, 1]))))
+
+
+def test_the_order_of_episodes_changes_no_bit():
+    generator = torch.Generator().manual_seed(0)
+    episodes = [(torch.randn(15, 5, generator=generator), torch.arange(5).repeat(3)) for _ in range(40)]
+    assert calibration_error(*episodes) == calibration_error(*episodes[::-1])
+
+
+@pytest.mark.parametrize("predicted", [[0, 1, 2, 0, 1, 2], [0, 0, 0, 0, 0, 0], [2, 1, 1, 0, 1, 0]])
+def test_macro_figures_are_those_of_scikit_learn(predicted):
+    from sklearn.metrics import precision_recall_fscore_support
+
+    targets = torch.tensor([0, 0, 1, 1, 2, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor(predicted), 3).float()
+    found = Classification().details(logits, targets)
+    expected = precision_recall_fscore_support(targets, predicted, average="macro", zero_division=0)
+    assert list(found) == ["precision", "recall", "f1"]
+    assert [value.item() for value in found.values()] == pytest.approx(list(expected[:3]))
+
+
+def test_the_worst_decile_is_the_mean_of_the_lowest_tenth():
+    assert worst_decile([0.9] * 18 + [0.1, 0.3]) == pytest.approx(0.2)
+    assert worst_decile([1.0] * 10 + [0.2]) == pytest.approx(0.6) and worst_decile([0.7, 0.4]) == 0.4
+
+
+def test_an_evaluation_as_json(run):
+    found = evaluate.evaluate(evaluate.subject_of(evaluate.best(run)), split="test", episodes=20, workers=1).as_json()
+    for mode in Mode:
+        told = found[mode.value]
+        assert set(told["accuracy"]) == {"mean", "interval", "episodes"}
+        # Every class has as many queries, so macro recall is accuracy.
+        assert told["recall"]["mean"] == pytest.approx(told["accuracy"]["mean"])
+        assert set(told["calibration_error"]) == set(told["worst_decile"]) == {"mean", "episodes"}
+        assert told["worst_decile"]["mean"] <= told["accuracy"]["mean"] and 0 <= told["calibration_error"]["mean"] <= 1
+    assert found["inner_steps"] is None and found["step"] and found["ways"] == 3
 
 
 @pytest.mark.ray
@@ -85,7 +152,7 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(tmp_path, glyphs_root
 
 
 def test_a_learner_of_ones_own_is_evaluated_alike(run):
-    config, index, learner = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
+    config, _, learner, _ = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
 
     def mine(config, index):
         return learner
@@ -94,3 +161,103 @@ def test_a_learner_of_ones_own_is_evaluated_alike(run):
     trained = evaluate.subject_of(evaluate.best(run))
     figures = [evaluate.evaluate(s, split="test", episodes=8, workers=1).scores for s in (subject, trained)]
     assert figures[0] == figures[1]
+
+
+@pytest.fixture(scope="module")
+def maml(tmp_path_factory, glyphs_root):
+    place = tmp_path_factory.mktemp("maml")
+    work_here(dump(small_config(glyphs_root, place)), str(place / "run"))
+    return evaluate.best(place / "run")
+
+
+def test_inner_steps_at_test_time(maml, run):
+    usual, more = (evaluate.subject_of(maml, test_steps=steps) for steps in (None, 4))
+    found = [evaluate.evaluate(subject, split="test", episodes=12, workers=1) for subject in (usual, more)]
+    assert [each.inner_steps for each in found] == [1, 4] and found[0].pooled != found[1].pooled
+    with pytest.raises(InputError, match="--test-steps 4: learner.kind = prototype .* takes no inner steps"):
+        evaluate.subject_of(evaluate.best(run), test_steps=4)
+    with pytest.raises(InputError, match="learner.test_steps = 0"):
+        evaluate.subject_of(maml, test_steps=0)
+
+
+def test_what_is_measured_otherwise_is_kept_under_another_name(maml, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "sync", lambda run, uri: None)
+    shutil.copytree(maml.parent.parent, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / maml.name
+    for steps in (None, 1, 4):
+        subject = evaluate.subject_of(path, test_steps=steps)
+        kept = evaluate.keep(evaluate.evaluate(subject, split="test", episodes=2, workers=1), path)
+        assert kept and json.loads(kept.read_text())["inner_steps"] == (steps or 1)
+    series = [key for key in history(tmp_path / "run").series if key.endswith("inductive/worst_decile")]
+    shape = "evaluate/test-3way-1shot-2query-2episodes"
+    assert series == [f"{shape}/inductive/worst_decile", f"{shape}-4steps/inductive/worst_decile"]
+
+
+@pytest.fixture(scope="module")
+def other_data(tmp_path_factory, glyphs_root):
+    """Packs the test classes once more, as (size, channels)."""
+    place = tmp_path_factory.mktemp("other")
+    (place / "splits").mkdir()
+    names = Path(shutil.copy(glyphs_root.parent / "splits" / "test.txt", place / "splits")).read_text().split()
+    for name in names:
+        shutil.copytree(glyphs_root.parent / "images" / name, place / "images" / name)
+
+    def pack(size: int, channels: int) -> Path:
+        options = {"size": size, "channels": channels, "splits": place / "splits"}
+        return prepare.pack(str(place / "images"), place / f"{size}x{channels}", layout="folder", **options).root
+
+    return pack
+
+
+def first_episode(subject: Subject):
+    config, index, _, channels = evaluate.restored(subject)
+    drawn = build.sampler(config, index, "test").draw(0, 0)
+    return evaluate.with_channels(build.reader(config, index).episode(drawn), channels)
+
+
+@pytest.mark.parametrize(("size", "within"), [(16, 1e-6), (20, 0.05)])
+def test_other_sizes_and_channels_come_as_the_model_takes_them(run, other_data, size, within):
+    """The same samples in colour are the same images; at 20 pixels they are made 16 again, and look alike."""
+    path, data = evaluate.best(run), other_data(size, 3)
+    subjects = evaluate.subject_of(path), evaluate.subject_of(path, data=data)
+    assert evaluate.restored(subjects[1]).index.shape(0) == (size, size, 3)
+    own, other = (first_episode(subject).query.inputs for subject in subjects)
+    assert other.shape == own.shape == (6, 1, 16, 16) and (other - own).abs().mean() < within
+    scores = [evaluate.evaluate(subject, split="test", episodes=60, workers=1).scores for subject in subjects]
+    means = [found[Mode.TRANSDUCTIVE]["accuracy"].mean for found in scores]
+    assert means[1] == pytest.approx(means[0], abs=0.1)
+
+
+def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_data):
+    colour = other_data(16, 3)
+    splits = {"train": "test", "validation": "test"}
+    work_here(dump(small_config(colour, tmp_path, data=splits, learner={"kind": "prototype"})), str(tmp_path / "run"))
+    path = evaluate.best(tmp_path / "run")
+    own, grey = (evaluate.subject_of(path, data=data, asked={"ways": 4}) for data in (None, glyphs_root))
+    assert evaluate.restored(grey).channels == 3
+    figures = [evaluate.evaluate(s, split="test", episodes=20, workers=1).scores[Mode.INDUCTIVE] for s in (own, grey)]
+    assert figures[0]["accuracy"].mean == pytest.approx(figures[1]["accuracy"].mean, abs=0.2)
+
+
+def test_where_the_training_data_are_gone_other_data_count_as_a_copy(run, glyphs_root, other_data):
+    subject = evaluate.subject_of(evaluate.best(run))
+    gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
+    moved = subject._replace(config=gone, data=str(glyphs_root))
+    found = [evaluate.evaluate(each, split="test", episodes=8, workers=1) for each in (subject, moved)]
+    assert found[0] == found[1]
+    with pytest.raises(InputError, match="holds no weights of a learner for the images of .* bring back /nowhere"):
+        evaluate.restored(moved._replace(data=str(other_data(16, 3))))
+
+
+@pytest.mark.parametrize(
+    ("trained", "other", "said"),
+    [
+        ((16, 16, 3), (16, 16, 2), "2 channels and the model takes 3"),
+        ((16, 12, 1), (16, 16, 1), "only squares are resized"),
+    ],
+)
+def test_images_that_cannot_be_converted_are_an_input_error(run, trained, other, said):
+    config = evaluate.restored(evaluate.subject_of(evaluate.best(run))).config
+    indexes = [SimpleNamespace(root="data", shape=lambda row, shape=shape: shape) for shape in (trained, other)]
+    with pytest.raises(InputError, match=said):
+        evaluate._read_alike(config, *indexes)

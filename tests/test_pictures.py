@@ -83,6 +83,14 @@ def test_curves(tmp_path):
     assert size(a)[1] == 600 and size(b)[1] > size(c)[1]
 
 
+def test_differences_of_any_number_of_runs_and_panels(tmp_path):
+    names = ["run-with-a-long-name-" * 4 + "x", *CLASSES]
+    rows = [(0.0, 0.0), (0.01, 0.004), (-0.1, 0.02), (0.001, 0.01), (math.nan, math.nan)]
+    one = pictures.difference_picture(tmp_path / "a.png", names, {"inductive": rows}, metric="accuracy")
+    two = pictures.difference_picture(tmp_path / "b.png", names[:2], {"a": rows[:2], "b": rows[1:3]}, metric="accuracy")
+    assert size(one)[0] > 1200 and size(two)[1] > 300
+
+
 @pytest.mark.parametrize("losses", [[], [1.5], [math.nan, math.nan]])
 def test_a_loss_curve_of_next_to_nothing(tmp_path, losses):
     size(pictures.loss_curve(tmp_path / "a.png", range(len(losses)), losses, ([1], [0.5], [math.nan])))

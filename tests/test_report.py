@@ -71,10 +71,16 @@ def test_no_runs_and_no_folder(tmp_path, capsys):
 def test_a_table_of_scores(capsys):
     found = {"mean": 0.5, "interval": 0.01, "episodes": 600}
     result = {"split": "test", "ways": 5, "shots": 1, "queries": 15, "step": 7}
-    scores = {"inductive": {"accuracy": found, "loss": found}, "transductive": {"accuracy": found}}
+    pooled = {"worst_decile": {"mean": 0.125, "episodes": 600}}
+    scores = {"inductive": {"accuracy": found, "loss": found}, "transductive": {"accuracy": found, **pooled}}
     report.print_scores({"step-00000007": {**result, **scores}})
     lines = capsys.readouterr().out
-    assert lines.count("50.00 ± 1.00 %") == 2 and "0.50 ± 0.01" in lines and "600 of test 5-way 1-shot" in lines
+    assert (
+        "12.50 %" in lines
+        and lines.count("50.00 ± 1.00 %") == 2
+        and "0.50 ± 0.01" in lines
+        and "600 of test 5-way 1-shot" in lines
+    )
 
 
 def test_sync_of_runs_names_those_that_are_not_complete(tmp_path, monkeypatch):

@@ -1,16 +1,22 @@
-"""Learners that classify by distance in a learned embedding."""
+"""Learners that classify by likeness in a learned embedding."""
 
 from __future__ import annotations
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.episode import Batch, Episode, Outcome, Statistics
-from pipeline.learners.learner import Learner, Mode, Predictor
-from pipeline.models.norm import Given, Recorded, Running, by_batch
+from pipeline.learners.embedding import Decide, EmbeddingLearner
+from pipeline.models.norm import Normalise
+from pipeline.models.relation import Relation
 from pipeline.tasks.task import Task
+
+
+def memberships(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
+    """One-hot labels: (samples,) -> (samples, ways); `F.one_hot` looks at values, which `vmap` cannot."""
+    return (labels[:, None] == torch.arange(ways, device=labels.device)).to(dtype)
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
@@ -26,42 +32,61 @@ def squared_distance(queries: Tensor, prototypes: Tensor) -> Tensor:
 
 
 @final
-class PrototypeLearner(Learner):
-    """Prototypical networks: the nearest class mean in squared Euclidean distance (Snell et al. 2017, equations 1 and 2).
+class PrototypeLearner(EmbeddingLearner):
+    """Prototypical networks: the nearest class mean in squared Euclidean distance (Snell et al. 2017, equations 1 and 2)."""
 
-    Trained with the batch statistics of support and query together; inductive predictions use running averages of them.
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        prototypes = class_means(support, labels, ways)
+        return lambda query: -squared_distance(query, prototypes)
+
+
+@final
+class MatchingLearner(EmbeddingLearner):
+    """Matching networks: attention over the support's labels (Vinyals et al. 2016, equation 1).
+
+    P(y | x) = Σᵢ a(x, xᵢ) yᵢ with a the softmax over i of the cosine of x and xᵢ (section 2.1.1). A prediction is log P, so
+    that cross-entropy is −log P. Support and query share one embedding, without full context embeddings (section 2.1.2).
     """
 
-    def __init__(self, model: nn.Module, task: Task):
-        super().__init__()
-        self.model, self.task = model, task
-        self.running = Running(model)
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        directions, members = F.normalize(support), memberships(labels, ways, support.dtype)
 
-    def outcome(self, episode: Episode) -> Outcome:
-        support, query, ways = episode
-        recorded = Recorded()
-        features = self.model(torch.cat([support.inputs, query.inputs]), recorded)
-        prototypes = class_means(features[: len(support.inputs)], support.targets, ways)
-        logits = -squared_distance(features[len(support.inputs) :], prototypes)
-        loss = self.task.loss(logits, query.targets)
-        return Outcome(loss, self.task.metrics(logits, query.targets), recorded.statistics)
+        def decide(query: Tensor) -> Tensor:
+            # Cosines are at most 1 in size, so no attention is so small that its logarithm is not finite.
+            attention = (F.normalize(query) @ directions.T).softmax(1)
+            return (attention @ members).log()
 
-    @torch.no_grad()
-    def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
-        if mode is Mode.TRANSDUCTIVE:
-            return self._transductive(support, ways)
-        normalise = Given(self.running.statistics())
-        prototypes = class_means(self.model(support.inputs, normalise), support.targets, ways)
-        return torch.no_grad()(lambda inputs: -squared_distance(self.model(inputs, normalise), prototypes))
+        return decide
 
-    def _transductive(self, support: Batch, ways: int) -> Predictor:
-        @torch.no_grad()
-        def predict(inputs: Tensor) -> Tensor:
-            features = self.model(torch.cat([support.inputs, inputs]), by_batch)
-            prototypes = class_means(features[: len(support.inputs)], support.targets, ways)
-            return -squared_distance(features[len(support.inputs) :], prototypes)
 
-        return predict
+@final
+class RelationLearner(EmbeddingLearner):
+    """Relation networks: a learned comparison of feature maps (Sung et al. 2018, section 3.2, equations 1 and 2).
 
-    def absorb(self, statistics: Statistics) -> None:
-        self.running.absorb(statistics)
+    The score of a query for a class is that of the relation module on the class's map beside the query's. The class's map
+    is the mean of its samples' maps where the paper sums them: the same up to the scale of the module's first weights, and
+    it holds for any number of shots.
+
+    `loss`: "mse" between sigmoid scores and one-hot labels (equation 2), a prediction being the logarithm of a score; or the
+    task's, on scores without the sigmoid.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, relation: Relation, *, loss: Literal["mse", "task"] = "mse"):
+        super().__init__(model, task, relation)
+        self.relation, self.squares = relation, loss == "mse"
+
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        means = class_means(support.flatten(1), labels, ways).reshape(ways, *support.shape[1:])
+
+        def decide(query: Tensor) -> Tensor:
+            each = (len(query), ways, *means.shape[1:])
+            pairs = torch.cat([means[None].expand(each), query[:, None].expand(each)], 2)
+            scores = self.relation(pairs.flatten(0, 1), normalise).reshape(len(query), ways)
+            return F.logsigmoid(scores) if self.squares else scores
+
+        return decide
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        if not self.squares:
+            return self.task.loss(predictions, targets)
+        return F.mse_loss(predictions.exp(), memberships(targets, predictions.shape[1], predictions.dtype))

@@ -46,16 +46,20 @@ class Sgd(Rule):
         return {name: -self.lr * gradient for name, gradient in gradients.items()}, state
 
 
+def key(name: str) -> str:
+    """A parameter's name as a key of `nn.ParameterDict`, which may hold no dot."""
+    return name.replace(".", "/")
+
+
 class _Rates(Rule):
     """Gradient descent with learned rates, kept by the name of the fast weight they belong to."""
 
     def __init__(self, rates: Iterable[tuple[str, Tensor]]):
         super().__init__()
-        # A parameter's name may not hold a dot; the names of a model's parameters hold nothing like this.
-        self.rates = nn.ParameterDict({name.replace(".", "/"): nn.Parameter(rate) for name, rate in rates})
+        self.rates = nn.ParameterDict({key(name): nn.Parameter(rate) for name, rate in rates})
 
     def rate(self, name: str) -> Tensor:
-        return self.rates[name.replace(".", "/")]
+        return self.rates[key(name)]
 
 
 @final

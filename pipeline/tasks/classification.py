@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.episode import Metrics
 from pipeline.tasks.task import Task
+
+BINS = 15
+"""Equal parts of 0…1 into which confidences fall (Guo et al. 2017 use as many)."""
 
 
 @final
@@ -28,3 +32,27 @@ class Classification(Task):
     def metrics(self, predictions: Tensor, targets: Tensor) -> Metrics:
         hits = predictions.detach().argmax(-1) == targets
         return {"accuracy": hits.to(predictions.dtype).mean()}
+
+    def details(self, predictions: Tensor, targets: Tensor) -> Metrics:
+        """Precision, recall and F1, macro: means over the episode's classes. A class never predicted has precision 0."""
+        predicted, true = (F.one_hot(c, predictions.shape[-1]).double() for c in (predictions.argmax(-1), targets))
+        hits = (predicted * true).sum(0)
+        # Where a denominator is 0 there are no hits either.
+        precision = hits / predicted.sum(0).clamp(min=1)
+        recall = hits / true.sum(0).clamp(min=1)
+        f1 = 2 * hits / (predicted.sum(0) + true.sum(0)).clamp(min=1)
+        return {"precision": precision.mean(), "recall": recall.mean(), "f1": f1.mean()}
+
+    def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Number, summed confidence and hits of the queries in every bin of confidence: (3, BINS)."""
+        logits, targets = predictions.detach().cpu().double(), targets.cpu()
+        confidence = logits.softmax(-1).amax(-1)
+        edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64)
+        members = F.one_hot(torch.bucketize(confidence, edges[1:-1]), BINS).double()
+        hits = (logits.argmax(-1) == targets).double()
+        return torch.stack([torch.ones_like(confidence), confidence, hits]) @ members
+
+    def pooled(self, tally: Tensor) -> dict[str, float]:
+        """Expected calibration error: how far confidence is from accuracy in a bin, a query's mean (Guo et al. 2017, eq. 3)."""
+        numbers, confidences, hits = tally
+        return {"calibration_error": ((hits - confidences).abs().sum() / numbers.sum()).item()}

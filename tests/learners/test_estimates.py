@@ -198,6 +198,31 @@ def test_protomaml_starts_as_the_prototype_classifier():
     assert torch.allclose(difference, difference[:, :1].expand_as(difference), atol=1e-9)
 
 
+def test_cavia_adapts_its_context_from_zero_and_nothing_else():
+    """φ₀ = 0 in every episode, φ₁ = −r ∇L(φ₀); the network's own weights stay as they are."""
+    learner, one = make("cavia"), episode(3)
+    with torch.no_grad():
+        learner.model.encoder.film.context.fill_(9.0)
+    problem = learner._problem(*one, 1)
+    before, after = trajectory(problem, second_order=False)
+    assert before.keys() == {"encoder.film.context"} and (before["encoder.film.context"] == 0).all()
+    context = torch.zeros(4, dtype=torch.float64, requires_grad=True)
+    loss = problem.support_loss(problem.meta, {"encoder.film.context": context}, 0)
+    (slope,) = torch.autograd.grad(loss, context)
+    assert torch.allclose(after["encoder.film.context"], -0.1 * slope) and slope.abs().max() > 0
+
+
+def test_per_step_norms_of_maml_pp_use_the_row_of_their_step():
+    learner, one = make("maml++"), episode(3)
+    problem = learner._problem(*one, 2)
+    changed = dict(problem.meta)
+    rows = changed["model.encoder.norms.0.weight"].detach().clone()
+    rows[1] = 3.0
+    changed["model.encoder.norms.0.weight"] = rows
+    losses = [[problem.support_loss(meta, {}, step).item() for step in range(3)] for meta in (problem.meta, changed)]
+    assert [a == b for a, b in zip(*losses, strict=True)] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("make_it", "said"),
     [
