@@ -3,6 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+DATA ?= ../shared/data
 CONFIG ?= configs/train/classification/glyphs.yaml
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
@@ -45,10 +46,14 @@ ui: .venv/installed ## open MLflow on this machine
 bench: .venv/installed data/glyphs/index/manifest.json ## the figures of docs/results.md that need no other data
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/startup.py
+
+results: .venv/installed ## the table of all methods in docs/results.md (hours; DATA=folder with omniglot/ and cifar_fs_trainval/)
+	$(BIN)/python benchmarks/results.py --data $(DATA)
 
 clean: ## remove packed data, runs and the environment
 	rm -rf .venv data/glyphs runs *.egg-info
 
-.PHONY: help install train test test-all check ui bench clean
+.PHONY: help install train test test-all check ui bench results clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from pipeline.config import parse
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -19,6 +22,7 @@ def said(monkeypatch, capsys) -> Callable[[str], str]:
 
     def run(name: str) -> str:
         monkeypatch.setattr("sys.argv", [name, "--quick"])
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
         return capsys.readouterr().out
 
@@ -35,6 +39,28 @@ def test_loading_compares_three_ways_and_measures_the_index(said):
     printed = said("loading.py")
     assert all(name in printed for name in ("raw tars", "encoded tars", "Pillow from folders"))
     assert printed.count("bound") == 3
+
+
+def test_memory_compares_unrolling_and_walking_back(said):
+    printed = said("memory.py")
+    assert printed.count("bound") == 4
+
+
+def test_the_table_of_results_has_a_row_for_every_cell_that_is_done(tmp_path, monkeypatch, capsys):
+    score = {"mean": 0.5, "interval": 0.01}
+    row = {"test": {"inductive": {"accuracy": score}, "transductive": {"accuracy": score}}, "seconds": 3, "peak_mib": 1}
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "omniglot-5w1s-maml.json").write_text(json.dumps(row))
+    monkeypatch.setattr("sys.argv", ["results.py", "--table", "--runs", str(tmp_path)])
+    runpy.run_path(str(BENCHMARKS / "results.py"), run_name="__main__")
+    assert "| maml | 50.00 ± 1.00 | 50.00 ± 1.00 | 3 | 1.0 | 98.7 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("benchmark_name", ["omniglot-5w1s", "cifar_fs-5w5s"])
+def test_every_cell_of_the_table_is_a_config_that_can_be_built(tmp_path, benchmark_name):
+    cells = runpy.run_path(str(BENCHMARKS / "results.py"))
+    for name in cells["METHODS"]:
+        assert parse(cells["tree"](name, benchmark_name, tmp_path, tmp_path), name).meta.batch >= 4
 
 
 @pytest.mark.ray
