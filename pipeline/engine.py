@@ -186,15 +186,16 @@ def _summed(stacked: Outcome) -> Outcome:
 def candidates(count: int, *, room: int, patient: bool) -> list[Plan]:
     """The plans worth trying for `count` episodes a rank, of which `room` fit into memory at once.
 
-    `patient`: the run is long enough for compiling.
+    `patient`: the run is long enough for compiling and for looking at more than two; a short run should start soon.
     """
     sizes = sorted({size for size in (8, 16, count) if 1 < size <= min(count, room)})
-    plans = [Plan("loop", 1), Plan("loop", 1, "first"), *(Plan("vmap", size) for size in sizes)]
-    if patient:
-        # The parts of a step should be equal: a shorter one would run uncompiled.
-        whole = [size for size in sizes if count % size == 0]
-        plans += [Plan("compiled", 1), *(Plan("compiled", size) for size in whole[:1])]
-    return plans
+    quick = [Plan("loop", 1), *(Plan("vmap", size) for size in sizes[:1])]
+    if not patient:
+        return quick
+    # The parts of a step should be equal: a shorter one would run uncompiled.
+    whole = [size for size in sizes if count % size == 0]
+    late = [Plan("loop", 1, "first"), *(Plan("vmap", size) for size in sizes[1:])]
+    return [*quick, *late, Plan("compiled", 1), *(Plan("compiled", size) for size in whole[:1])]
 
 
 def measure(
@@ -207,19 +208,22 @@ def measure(
 ) -> list[Trial]:
     """The plans tried on these episodes here and now, the fastest first.
 
-    Each runs once to warm up, then twice for its time. `memory` is the budget in bytes. Compiling is tried where
-    `steps` meta-steps at the best speed without it would take longer than `COMPILE_S`.
+    Each runs once to warm up, then twice for its time. `memory` is the budget in bytes. Where `steps` meta-steps at the best
+    speed so far would take longer than `COMPILE_S`, more plans are tried, compiled ones too.
     """
     taken = peak_bytes(lambda: _pass(Engine(learner, Plan("loop", 1), autocast), episodes[:1]))
     room = memory // max(1, taken)
     engines = {plan: Engine(learner, plan, autocast) for plan in candidates(len(episodes), room=room, patient=False)}
     trials = [_try(engine, episodes) for engine in engines.values()]
-    if min(trial.seconds for trial in trials) * steps > COMPILE_S:
+    is_long = min(trial.seconds for trial in trials) * steps > COMPILE_S
+    if is_long:
         patient = candidates(len(episodes), room=room, patient=True)
         late = {plan: Engine(learner, plan, autocast) for plan in patient if plan not in engines}
         engines |= late
         trials += [_try(engine, episodes) for engine in late.values()]
     trials.sort(key=lambda trial: trial.seconds)
+    if not is_long:
+        return trials
     # The first look may have fallen on a disturbance, as the end of a compilation: the best run again, in turns.
     finalists = [trial.plan for trial in trials[:FINALISTS] if trial.seconds < float("inf")]
     again = {plan: [_try(engines[plan], episodes).seconds for _ in range(2)] for plan in finalists}
