@@ -12,38 +12,13 @@ import time
 from functools import partial
 
 import torch
-from throughput import Setting, encoder_of, episodes_of
-from torch import nn
+from throughput import Setting, episodes_of, maml
 
 from pipeline.engine import Engine, Plan, peak_bytes
 from pipeline.episode import Episode
-from pipeline.learners.estimators import Unrolled
-from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Learned
-from pipeline.learners.rules import Sgd
-from pipeline.models.network import Network
-from pipeline.tasks.classification import Classification
 
 FEW, MANY = 5, 50
 MEMORY_BOUND, TIME_BOUND = 2.0, 1.6
-
-
-def engine_of(setting: Setting, steps: int, *, recompute: bool) -> Engine:
-    """MAML with so many inner steps."""
-    torch.manual_seed(0)
-    encoder = encoder_of(setting)
-    model = Network(encoder, nn.Linear(encoder.features, 5))
-    estimate = Unrolled(steps, recompute=recompute)
-    learner = GradientLearner(
-        model,
-        Classification(),
-        initial=Learned(model, ".*"),
-        rule=Sgd(0.01),
-        estimate=estimate,
-        steps=steps,
-        test_steps=steps,
-    )
-    return Engine(learner, Plan("loop", 1))
 
 
 def work(engine: Engine, episode: Episode) -> float:
@@ -63,7 +38,9 @@ def main() -> None:
     for model in ("stride", "max_pool"):
         setting = Setting(model, model, 1, 1, 0.01, width=width)
         (episode,) = episodes_of(setting, torch.float32)
-        engines = {(n, r): engine_of(setting, n, recompute=r) for n in (FEW, MANY) for r in (False, True)}
+        cases = [(steps, recompute) for steps in (FEW, MANY) for recompute in (False, True)]
+        learners = {(n, r): maml(setting._replace(inner=n), recompute=r) for n, r in cases}
+        engines = {key: Engine(learner, Plan("loop", 1)) for key, learner in learners.items()}
         mib = {key: peak_bytes(partial(work, engine, episode)) / 2**20 for key, engine in engines.items()}
         seconds = {key: [] for key in engines}
         for _ in range(arguments.repeats + 1):

@@ -15,19 +15,12 @@ from multiprocessing.queues import SimpleQueue
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
-from throughput import SETTINGS, Setting, encoder_of, episodes_of
-from torch import nn
+from throughput import SETTINGS, Setting, episodes_of, maml
 
 from pipeline import ranks
 from pipeline.data.sampler import assign
 from pipeline.engine import Engine, Plan
-from pipeline.learners.estimators import Unrolled
-from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Learned
-from pipeline.learners.rules import Sgd
 from pipeline.loop import meta_step, wrap
-from pipeline.models.network import Network
-from pipeline.tasks.classification import Classification
 
 BOUND = 1.8
 
@@ -37,18 +30,7 @@ def worker(rank: int, world: int, store: str, setting: Setting, steps: int, told
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.manual_seed(0)
-    encoder = encoder_of(setting)
-    model = Network(encoder, nn.Linear(encoder.features, 5))
-    learner = GradientLearner(
-        model,
-        Classification(),
-        initial=Learned(model, ".*"),
-        rule=Sgd(setting.lr),
-        estimate=Unrolled(1),
-        steps=1,
-        test_steps=1,
-    )
+    learner = maml(setting)
     engine = Engine(learner, Plan("vmap", 8))
     module, optimizer = wrap(engine), torch.optim.Adam(learner.parameters())
     episodes = episodes_of(setting, torch.float32)

@@ -130,17 +130,7 @@ def episodes_of(setting: Setting, dtype: torch.dtype) -> list[Episode]:
 def ours(setting: Setting, dtype: torch.dtype) -> Contender:
     """The path of `metashard train`, with the plan that its engine chooses by measuring."""
     torch.manual_seed(0)
-    encoder, task = encoder_of(setting), Classification()
-    model = Network(encoder, nn.Linear(encoder.features, WAYS))
-    learner = GradientLearner(
-        model,
-        task,
-        initial=Learned(model, ".*"),
-        rule=Sgd(setting.lr),
-        estimate=Unrolled(setting.inner),
-        steps=setting.inner,
-        test_steps=1,
-    ).to(dtype)
+    learner = maml(setting).to(dtype)
     steps = setting.steps if dtype is torch.float32 else 0
     plan = measure(learner, episodes_of(setting, dtype), steps=steps)[0].plan
     engine = Engine(learner, plan)
@@ -148,8 +138,25 @@ def ours(setting: Setting, dtype: torch.dtype) -> Contender:
     def backward(episodes: Sequence[Episode]) -> None:
         meta_step(engine, engine, episodes, scale=1 / len(episodes))
 
+    model = learner.model
     names = [name for name, _ in model.named_parameters()]
     return Contender(f"metashard ({plan})", names, list(model.parameters()), backward)
+
+
+def maml(setting: Setting, *, recompute: bool = False) -> GradientLearner:
+    """Second-order MAML on our network of a setting, always with the same initial weights."""
+    torch.manual_seed(0)
+    encoder = encoder_of(setting)
+    model = Network(encoder, nn.Linear(encoder.features, WAYS))
+    return GradientLearner(
+        model,
+        Classification(),
+        initial=Learned(model, ".*"),
+        rule=Sgd(setting.lr),
+        estimate=Unrolled(setting.inner, recompute=recompute),
+        steps=setting.inner,
+        test_steps=setting.inner,
+    )
 
 
 def encoder_of(setting: Setting) -> Conv4 | ResNet12:

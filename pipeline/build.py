@@ -10,7 +10,26 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from pipeline.config import (
+from pipeline.data.index import Index
+from pipeline.data.loader import Reader
+from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.shards import Shards
+from pipeline.episode import Params
+from pipeline.errors import InputError
+from pipeline.judging import Place
+from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
+from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.initials import Context, Initial, Learned, Prototypes
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learner import Learner
+from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
+from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.network import Network
+from pipeline.models.relation import Relation
+from pipeline.models.resnet12 import ResNet12
+from pipeline.schema import (
     AdamConfig,
     ConstantConfig,
     ContextConfig,
@@ -41,25 +60,6 @@ from pipeline.config import (
     SvmConfig,
     UnrolledConfig,
 )
-from pipeline.data.index import Index
-from pipeline.data.loader import Reader
-from pipeline.data.sampler import Sampler, Shape
-from pipeline.data.shards import Shards
-from pipeline.episode import Params
-from pipeline.errors import InputError
-from pipeline.judging import Place
-from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
-from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Context, Initial, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
-from pipeline.learners.learner import Learner
-from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
-from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
-from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
-from pipeline.models.network import Network
-from pipeline.models.relation import Relation
-from pipeline.models.resnet12 import ResNet12
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.task import Task
 
@@ -96,9 +96,9 @@ def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
     return Sampler(index, split, evaluation_shape(config), seed=0, turns=data.rotations)
 
 
-def reader(config: RunConfig, index: Index) -> Reader:
-    """Reads samples as the config asks."""
-    return Reader(Shards(index), config.data.invert, config.data.size)
+def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:
+    """Reads samples as the config asks, with so many channels; none: with their own."""
+    return Reader(Shards(index), config.data.invert, config.data.size, channels)
 
 
 def task(config: RunConfig) -> Task:

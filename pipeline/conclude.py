@@ -13,13 +13,14 @@ import torch
 
 from pipeline import build, evaluate, spool, tracking
 from pipeline.build import MakeLearner
-from pipeline.config import RunConfig, dump, fingerprint, flatten
+from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.evaluate import Subject, one_thread
 from pipeline.judging import score
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
+from pipeline.schema import RunConfig
 from pipeline.spool import Spool
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")

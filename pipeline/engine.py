@@ -90,21 +90,18 @@ class Engine(nn.Module):
         # A part shorter than the others would need a compilation of its own.
         if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk:
             return self._from_graph(episodes)
-        return self._sum(self.learner, episodes)
-
-    def _sum(self, learner: Learner, episodes: Sequence[Episode]) -> Outcome:
         device = episodes[0].query.inputs.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             if self.plan.mode != "loop" and len(episodes) > 1:
-                return _together(learner, *_stacked(episodes), episodes[0].ways)
+                return _together(self.learner, episodes)
             with alone():
-                outcomes = [learner(episode) for episode in episodes]
+                outcomes = [self.learner(episode) for episode in episodes]
         return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 
     def _from_graph(self, episodes: Sequence[Episode]) -> Outcome:
         trained = _trained(self.learner)
         held = {**dict(self.learner.named_parameters()), **dict(self.learner.named_buffers())}
-        arguments = ({name: value.detach() for name, value in held.items()}, *_stacked(episodes))
+        arguments = ({name: value.detach() for name, value in held.items()}, [(e.support, e.query) for e in episodes])
         key = (signature(episodes[0]), len(episodes), self.learner.phase())
         if key not in self._compiled:
             self._compiled[key] = self._compile(arguments, frozenset(trained), episodes[0].ways)
@@ -113,24 +110,18 @@ class Engine(nn.Module):
 
     def _compile(self, arguments: tuple, trained: frozenset[str], ways: int) -> Callable[..., tuple[Params, Outcome]]:
         """Loss and gradient of a chunk as one graph; weights, buffers and episodes are its inputs."""
+        plan = self.plan._replace(mode="vmap" if self.plan.chunk > 1 else "loop")
+        plain = Engine(self.learner, plan, self.autocast)
 
-        def loss(wanted: Params, others: Params, support: Batch, query: Batch) -> tuple[Tensor, Outcome]:
-            def run(learner: Learner) -> Outcome:
-                device = query.inputs.device.type
-                with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-                    if self.plan.chunk > 1:
-                        return _together(learner, support, query, ways)
-                    with alone():
-                        only = [Batch(part.inputs[0], part.targets[0]) for part in (support, query)]
-                        return learner(Episode(only[0], only[1], ways))
-
-            outcome = functional_call(_Applied(self.learner, run), _prefixed({**wanted, **others}), ())
+        def loss(wanted: Params, others: Params, parts: list[tuple[Batch, Batch]]) -> tuple[Tensor, Outcome]:
+            lent = {f"learner.{name}": value for name, value in {**wanted, **others}.items()}
+            outcome = functional_call(plain, lent, ([Episode(*part, ways) for part in parts],))
             return outcome.loss, outcome
 
-        def both(held: Params, support: Batch, query: Batch) -> tuple[Params, tuple]:
+        def both(held: Params, parts: list[tuple[Batch, Batch]]) -> tuple[Params, tuple]:
             wanted = {name: value for name, value in held.items() if name in trained}
             others = {name: value for name, value in held.items() if name not in trained}
-            gradients, outcome = torch.func.grad(loss, has_aux=True)(wanted, others, support, query)
+            gradients, outcome = torch.func.grad(loss, has_aux=True)(wanted, others, parts)
             return gradients, tuple(tree_map(torch.Tensor.detach, outcome))
 
         graph = torch.compile(make_fx(both)(*arguments), dynamic=False)
@@ -143,37 +134,20 @@ class Engine(nn.Module):
         return call
 
 
-class _Applied(nn.Module):
-    """Calls a function on a learner, so that `functional_call` can lend it other weights."""
-
-    def __init__(self, learner: Learner, function: Callable[[Learner], Outcome]):
-        super().__init__()
-        self.learner, self.function = learner, function
-
-    def forward(self) -> Outcome:
-        return self.function(self.learner)
-
-
-def _prefixed(params: Params) -> Params:
-    return {f"learner.{name}": value for name, value in params.items()}
-
-
 def _trained(learner: Learner) -> Params:
     return {name: value for name, value in learner.named_parameters() if value.requires_grad}
 
 
-def _stacked(episodes: Sequence[Episode]) -> tuple[Batch, Batch]:
-    """Support and query of all episodes, with a first axis of episodes."""
-    return _batch([episode.support for episode in episodes]), _batch([episode.query for episode in episodes])
+def _together(learner: Learner, episodes: Sequence[Episode]) -> Outcome:
+    """The summed outcomes of episodes stacked along a first axis."""
+    ways = episodes[0].ways
+    stacked = [_stacked([e.support for e in episodes]), _stacked([e.query for e in episodes])]
+    each = torch.func.vmap(lambda support, query: learner(Episode(support, query, ways)), randomness="error")
+    return _summed(each(*stacked))
 
 
-def _batch(parts: Sequence[Batch]) -> Batch:
+def _stacked(parts: Sequence[Batch]) -> Batch:
     return Batch(*(torch.stack(tensors) for tensors in zip(*parts, strict=True)))
-
-
-def _together(learner: Learner, support: Batch, query: Batch, ways: int) -> Outcome:
-    each = torch.func.vmap(lambda s, q: learner(Episode(s, q, ways)), randomness="error")
-    return _summed(each(support, query))
 
 
 def _summed(stacked: Outcome) -> Outcome:

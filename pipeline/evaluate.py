@@ -11,23 +11,21 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from pipeline import build, checkpoint, session, spool, tracking
 from pipeline.build import MakeLearner
-from pipeline.config import RunConfig, dump, parse
+from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.data.sampler import Shape
-from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.judging import Judgement, Score, judged, pooled, score
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
+from pipeline.schema import RunConfig
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
-GREY = (0.299, 0.587, 0.114)
 
 
 class Subject(NamedTuple):
@@ -189,20 +187,6 @@ def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
 
 
-def with_channels(episode: Episode, channels: int) -> Episode:
-    """The episode with images of so many channels: grey repeated, or RGB weighed to grey (ITU-R 601)."""
-
-    def converted(images: Tensor) -> Tensor:
-        if images.shape[1] == channels:
-            return images
-        if images.shape[1] == 1:
-            return images.repeat(1, channels, 1, 1)
-        return (images * images.new_tensor(GREY).reshape(1, -1, 1, 1)).sum(1, keepdim=True)
-
-    support, query = (Batch(converted(batch.inputs), batch.targets) for batch in (episode.support, episode.query))
-    return Episode(support, query, episode.ways)
-
-
 def _part(
     subject: Subject, split: str, modes: Sequence[Mode], numbers: Sequence[int]
 ) -> list[tuple[int, dict[Mode, Judgement]]]:
@@ -216,9 +200,9 @@ def _judged(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner.to(device)
     bring = build.place(config, device)
-    episodes = frozen(build.sampler(config, index, split), build.reader(config, index), numbers)
+    episodes = frozen(build.sampler(config, index, split), build.reader(config, index, channels), numbers)
     with one_thread():
-        return list(judged(learner, episodes, modes=modes, place=lambda e: bring(with_channels(e, channels))))
+        return list(judged(learner, episodes, modes=modes, place=bring))
 
 
 @contextmanager

@@ -19,11 +19,12 @@ import yaml
 from pipeline import build, checkpoint, tracking
 from pipeline.build import MakeLearner
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
-from pipeline.config import RunConfig, differences, dump
+from pipeline.config import differences, dump
 from pipeline.data.index import Index
 from pipeline.data.sampler import assign
 from pipeline.errors import InputError
 from pipeline.loop import ASKED
+from pipeline.schema import RunConfig
 from pipeline.session import connected
 from pipeline.worker import STOP_FILE, Job, work
 

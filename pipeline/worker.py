@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from pipeline import build, checkpoint, ranks
 from pipeline.build import MakeLearner
-from pipeline.config import RunConfig, dump, fingerprint, parse
+from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, frozen
 from pipeline.engine import Engine, Plan, Trial, measure, signature
@@ -30,6 +30,7 @@ from pipeline.errors import InputError
 from pipeline.judging import Place, Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
+from pipeline.schema import RunConfig
 from pipeline.spool import Spool
 from pipeline.tracking import system_metrics
 
@@ -197,7 +198,12 @@ def _measured(
 def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
     """Equal where the same plan is the fastest: machine, threads, versions, model, learner, shapes and number of episodes."""
     cuda = torch.cuda.is_available()
-    machine = [platform.processor(), platform.machine(), os.cpu_count(), torch.cuda.get_device_name() if cuda else ""]
+    machine = [
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        os.cpu_count(),
+        torch.cuda.get_device_name() if cuda else "",
+    ]
     asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
     shapes = [str(signature(episode)) for episode in episodes]
     told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from pipeline.config import RunConfig, parse
+from pipeline.config import parse
 from pipeline.episode import Batch, Episode
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
@@ -20,6 +20,7 @@ from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import Conv4
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
+from pipeline.schema import RunConfig
 from pipeline.tasks.classification import Classification
 
 WAYS = 3

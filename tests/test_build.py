@@ -23,6 +23,7 @@ from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
+from pipeline.schema import PrototypeConfig
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def config(glyphs_root, tmp_path):
 
 def prototype(config, **sections):
     made = config(**sections)
-    return made.model_copy(update={"learner": build.PrototypeConfig()})
+    return made.model_copy(update={"learner": PrototypeConfig()})
 
 
 def values(learner) -> dict[str, torch.Tensor]:

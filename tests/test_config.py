@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import FREE, RunConfig, differences, dump, fingerprint, flatten, load, parse
+from pipeline.config import FREE, differences, dump, fingerprint, flatten, load, parse
 from pipeline.errors import InputError
+from pipeline.schema import RunConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "train").rglob("*.yaml"))
 PLAIN = {

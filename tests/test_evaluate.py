@@ -212,7 +212,7 @@ def other_data(tmp_path_factory, glyphs_root):
 def first_episode(subject: Subject):
     config, index, _, channels = evaluate.restored(subject)
     drawn = build.sampler(config, index, "test").draw(0, 0)
-    return evaluate.with_channels(build.reader(config, index).episode(drawn), channels)
+    return build.reader(config, index, channels).episode(drawn)
 
 
 @pytest.mark.parametrize(("size", "within"), [(16, 1e-6), (20, 0.05)])

@@ -17,6 +17,9 @@ EXTENSIONS = ("png", "jpg", "jpeg", "ppm", "pgm", "pbm", "bmp", "gif", "webp")
 MAX_PIXELS = 89_478_485
 """Pillow's own limit: 256 MiB of RGB. Above it a small file is more likely an attack than a picture."""
 
+GREY = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in grey (ITU-R 601), as in Pillow."""
+
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 # Pillow only warns between one and two times its limit; a warning would let such an image through.
@@ -47,6 +50,8 @@ def with_channels(array: np.ndarray, channels: int, what: str) -> np.ndarray:
             return np.repeat(array, new, axis=2)
         case 3, 1 if array.dtype == np.uint8:
             return np.array(Image.fromarray(array).convert("L"))[..., None]
+        case 3, 1 if array.dtype.kind == "f":
+            return (array @ np.array(GREY, array.dtype))[..., None]
         case old, new:
             raise InputError(f"{what}: {old} channels of {array.dtype} cannot become {new}; leave --channels out")
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pipeline.data.images import resize
+from pipeline.data.images import resize, with_channels
 from pipeline.data.sampler import Draw, Sampler, assign
 from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
@@ -23,6 +23,8 @@ class Reader(NamedTuple):
     shards: Shards
     invert: bool
     size: int | None
+    channels: int | None = None
+    """How many every image is given; none: those of the data set."""
 
     def episode(self, draw: Draw) -> Episode:
         """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes."""
@@ -32,7 +34,7 @@ class Reader(NamedTuple):
         images = [self._image(int(row), turns) for own, turns in zip(rows, draw.turns, strict=True) for row in own]
         # What the model is built for: an episode may well consist of odd images only.
         height, width, channels = self.shards.index.shape(0)
-        expected = (self.size or height, self.size or width, channels)
+        expected = (self.size or height, self.size or width, self.channels or channels)
         for image, row in zip(images, rows.reshape(-1), strict=True):
             if image.shape != expected:
                 raise InputError(
@@ -51,6 +53,10 @@ class Reader(NamedTuple):
         image = self.shards.image(row)
         if self.size is not None and image.shape[:2] != (self.size, self.size):
             image = resize(image, self.size)
+        if self.channels is not None:
+            image = with_channels(
+                image, self.channels, f"{self.shards.index.root}: sample {self.shards.index.key(row)!r}"
+            )
         return np.rot90(image, turns) if turns else image
 
 

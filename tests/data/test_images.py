@@ -118,5 +118,7 @@ def test_channels_of_arrays():
     assert with_channels(PICTURE, 3, "x") is PICTURE
     assert with_channels(PICTURE[..., :1], 3, "x").shape == (9, 7, 3)
     np.testing.assert_array_equal(with_channels(PICTURE, 1, "x"), decode(encode_png(PICTURE), "x", channels=1))
+    floats = with_channels(PICTURE / 255, 1, "x")
+    assert np.abs(255 * floats - with_channels(PICTURE, 1, "x")).max() <= 1
     with pytest.raises(InputError, match="2 channels"):
         with_channels(PICTURE[..., :2], 3, "x")

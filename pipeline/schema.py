@@ -1,0 +1,393 @@
+"""What a run may be: every key of a config, its type, its range and its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic_core import PydanticCustomError
+
+LARGEST = 2**31 - 1
+"""No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
+
+
+def _number(value: Any) -> Any:
+    # pydantic takes true for 1, and YAML takes yes and on for true.
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "input should be a number, not true or false")
+    return value
+
+
+Number = BeforeValidator(_number)
+NonNegativeInt = Annotated[int, Number, Field(ge=0, le=LARGEST)]
+PositiveInt = Annotated[int, Number, Field(ge=1, le=LARGEST)]
+AtLeastTwo = Annotated[int, Number, Field(ge=2, le=LARGEST)]
+PositiveFloat = Annotated[FiniteFloat, Number, Field(gt=0)]
+
+
+class Config(BaseModel):
+    """Every part of a config: frozen, and a key that nothing reads is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+
+
+class DataConfig(Config):
+    """A packed data set and the shape of the episodes drawn from its training split."""
+
+    root: Path
+    ways: AtLeastTwo = 5
+    shots: PositiveInt = 1
+    queries: PositiveInt = 15
+    rotations: bool = False
+    """Every class counts four times, once per quarter turn."""
+    invert: bool = False
+    """Black ink on white becomes white on black."""
+    size: PositiveInt | None = None
+    """Side in pixels to which images are resized when read; none: as packed."""
+    train: str = "train"
+    validation: str = "val"
+    test: str = "test"
+    lanes: PositiveInt = 1
+    deal_every: PositiveInt = 1000
+    """Meta-steps after which shards are dealt to lanes anew."""
+    prefetch: PositiveInt = 2
+    """Meta-steps read ahead."""
+    threads: PositiveInt = 1
+    """Reading threads per worker."""
+
+
+class ClassificationConfig(Config):
+    kind: Literal["classification"] = "classification"
+
+
+NormName = Literal["batch", "batch_per_step", "group", "layer"]
+"""batch_per_step: an own scale and shift for every inner step (MAML++)."""
+
+
+class Conv4Config(Config):
+    kind: Literal["conv4"] = "conv4"
+    width: PositiveInt = 64
+    downsample: Literal["stride", "max_pool"] = "max_pool"
+    features: Literal["mean", "flatten", "map"] = "flatten"
+    """map: for relation networks alone; only the first two blocks downsample."""
+    norm: NormName = "batch"
+    context: NonNegativeInt = 0
+    """Length of the context vector that modulates the third block (CAVIA); 0: none."""
+
+
+class ResNet12Config(Config):
+    kind: Literal["resnet12"] = "resnet12"
+    width: PositiveInt = 64
+    """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
+    norm: NormName = "batch"
+
+
+ModelConfig = Annotated[Conv4Config | ResNet12Config, Field(discriminator="kind")]
+
+
+class _Rated(Config):
+    lr: PositiveFloat = 0.01
+    """The inner rate, or where learned ones start."""
+
+
+class SgdConfig(_Rated):
+    kind: Literal["sgd"] = "sgd"
+
+
+class PerElementConfig(_Rated):
+    """Meta-SGD: a learned rate for every weight."""
+
+    kind: Literal["per_element"] = "per_element"
+
+
+class PerStepConfig(_Rated):
+    """MAML++: a learned rate for every tensor and inner step."""
+
+    kind: Literal["per_step"] = "per_step"
+
+
+class CurvatureConfig(_Rated):
+    """Meta-Curvature: a learned matrix for every axis of a gradient."""
+
+    kind: Literal["curvature"] = "curvature"
+
+
+class LstmConfig(Config):
+    """Meta-LSTM: the cell of an LSTM as an optimizer."""
+
+    kind: Literal["lstm"] = "lstm"
+    lr: Annotated[FiniteFloat, Number, Field(gt=0, lt=1)] = 0.01
+    """Where the input gate starts."""
+    hidden: PositiveInt = 20
+
+
+class MlpConfig(_Rated):
+    """A small network as an optimizer."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: PositiveInt = 32
+
+
+RuleConfig = Annotated[
+    SgdConfig | PerElementConfig | PerStepConfig | CurvatureConfig | LstmConfig | MlpConfig, Field(discriminator="kind")
+]
+
+
+class LearnedConfig(Config):
+    kind: Literal["learned"] = "learned"
+
+
+class PrototypesConfig(Config):
+    """ProtoMAML: the head starts as the support's prototype classifier."""
+
+    kind: Literal["prototypes"] = "prototypes"
+
+
+class ContextConfig(Config):
+    """CAVIA: only a context vector adapts, from zero."""
+
+    kind: Literal["context"] = "context"
+
+
+InitialConfig = Annotated[LearnedConfig | PrototypesConfig | ContextConfig, Field(discriminator="kind")]
+
+
+class UnrolledConfig(Config):
+    kind: Literal["unrolled"] = "unrolled"
+    recompute: bool = False
+    """Walk the inner loop back one step at a time: memory hardly grows with the number of inner steps."""
+    multi_step: NonNegativeInt = 0
+    """Meta-steps over which the query loss after every inner step fades into that after the last (MAML++); 0: the last alone."""
+    first_order_until: NonNegativeInt = 0
+    """Meta-step at which second derivatives set in (MAML++)."""
+
+
+class FirstOrderConfig(Config):
+    kind: Literal["first_order"] = "first_order"
+
+
+class ReptileConfig(Config):
+    kind: Literal["reptile"] = "reptile"
+
+
+class ImplicitConfig(Config):
+    """iMAML."""
+
+    kind: Literal["implicit"] = "implicit"
+    damping: PositiveFloat = 1.0
+    """Weight of the proximal term; more of it makes the linear system easier."""
+    solver: Literal["cg", "neumann"] = "cg"
+    iterations: PositiveInt = 5
+    tolerance: PositiveFloat = 1.0
+    """Largest relative residual; an episode above it is not finite, so that its meta-step is skipped."""
+
+
+class EvolutionConfig(Config):
+    """ES-MAML."""
+
+    kind: Literal["es"] = "es"
+    sigma: PositiveFloat = 0.01
+    pairs: PositiveInt = 8
+    """Antithetic pairs per meta-step."""
+
+
+EstimateConfig = Annotated[
+    UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig | EvolutionConfig, Field(discriminator="kind")
+]
+
+
+class GradientConfig(Config):
+    kind: Literal["gradient"] = "gradient"
+    adapts: str = ".*"
+    """Pattern on whole parameter names, as `encoder.convs.0.weight`, `head.bias`."""
+    initial: InitialConfig = LearnedConfig()
+    rule: RuleConfig = SgdConfig()
+    steps: PositiveInt = 5
+    test_steps: PositiveInt | None = None
+    """Inner steps outside training; none: as in training."""
+    estimate: EstimateConfig = UnrolledConfig()
+    support_weight: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
+    """Weight of the adapted support loss beside the query loss in the meta-loss."""
+
+
+class PrototypeConfig(Config):
+    kind: Literal["prototype"] = "prototype"
+
+
+class MatchingConfig(Config):
+    """Matching networks, without full context embeddings."""
+
+    kind: Literal["matching"] = "matching"
+
+
+class RelationConfig(Config):
+    """Relation networks; they need model.features = map."""
+
+    kind: Literal["relation"] = "relation"
+    loss: Literal["mse", "task"] = "mse"
+    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: cross-entropy of plain scores."""
+
+
+class RidgeConfig(Config):
+    """R2D2."""
+
+    kind: Literal["ridge"] = "ridge"
+    penalty: PositiveFloat = 1.0
+    """Where the learned weight of |W|² starts."""
+    scale: PositiveFloat = 10.0
+    """Where the learned scale of the logits starts; a regression of one-hot labels gives about 0 and 1."""
+
+
+class LogisticConfig(Config):
+    """LRD2."""
+
+    kind: Literal["logistic"] = "logistic"
+    penalty: PositiveFloat = 1.0
+    """Where the learned weight of |W|² starts."""
+    scale: PositiveFloat = 1.0
+    """Where the learned scale of the logits starts."""
+    steps: PositiveInt = 5
+    """Steps of Newton's method."""
+
+
+class SvmConfig(Config):
+    """MetaOptNet."""
+
+    kind: Literal["svm"] = "svm"
+    cost: PositiveFloat = 0.1
+    """Weight of the slack beside |W|² / 2."""
+    scale: PositiveFloat = 1.0
+    """Where the learned scale of the logits starts."""
+
+
+LearnerConfig = Annotated[
+    GradientConfig | PrototypeConfig | MatchingConfig | RelationConfig | RidgeConfig | LogisticConfig | SvmConfig,
+    Field(discriminator="kind"),
+]
+
+
+class AdamConfig(Config):
+    kind: Literal["adam"] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
+
+
+class MomentumConfig(Config):
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.1
+    momentum: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
+
+
+OptimizerConfig = Annotated[AdamConfig | MomentumConfig, Field(discriminator="kind")]
+
+
+class ConstantConfig(Config):
+    kind: Literal["constant"] = "constant"
+
+
+class CosineConfig(Config):
+    kind: Literal["cosine"] = "cosine"
+    floor: Annotated[FiniteFloat, Number, Field(ge=0, le=1)] = 0.01
+    """Share of the rate that is left at the end."""
+
+
+class StepConfig(Config):
+    kind: Literal["step"] = "step"
+    every: PositiveInt = 1000
+    factor: Annotated[FiniteFloat, Number, Field(gt=0, le=1)] = 0.5
+
+
+ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig, Field(discriminator="kind")]
+
+
+class MetaConfig(Config):
+    """The outer loop."""
+
+    steps: PositiveInt
+    batch: PositiveInt = 4
+    """Episodes per meta-step, over all workers together."""
+    optimizer: OptimizerConfig = AdamConfig()
+    schedule: ScheduleConfig = ConstantConfig()
+    clip: PositiveFloat = 10.0
+    """Largest norm of the reduced meta-gradient."""
+    precision: Literal["float32", "float64", "bf16"] = "float32"
+    skip_limit: PositiveInt = 10
+    """Meta-steps in a row with a loss or gradient that is not finite, after which the run stops with a report."""
+
+
+class ValidationConfig(Config):
+    every: PositiveInt = 200
+    episodes: PositiveInt = 200
+    patience: NonNegativeInt = 0
+    """Validations without a better result after which the run stops; 0: it never does."""
+
+
+class EvaluateConfig(Config):
+    """Episodes on which the result is measured; what is not named is as in training."""
+
+    ways: AtLeastTwo | None = None
+    shots: PositiveInt | None = None
+    queries: PositiveInt | None = None
+    episodes: AtLeastTwo = 600
+    mode: Literal["inductive", "transductive"] = "inductive"
+    """The figure by which checkpoints are chosen; both are reported."""
+
+
+class CheckpointConfig(Config):
+    every: PositiveInt = 200
+    keep: PositiveInt = 3
+
+
+class EngineConfig(Config):
+    mode: Literal["auto", "loop", "vmap", "compiled"] = "auto"
+    """auto: rank 0 measures once, at the start of the run; what it found is kept under `runs` for the next one."""
+    chunk: PositiveInt = 8
+    """Episodes per vmapped or compiled forward; not read in mode auto or loop."""
+    layout: Literal["last", "first"] = "last"
+    """Where the channels of images and weights lie in memory; not read in mode auto."""
+    memory_mib: PositiveInt | None = None
+    """What the tensors of a worker may take when auto chooses; none: half of what is free, shared by the workers of a machine."""
+    tf32: bool = False
+    """Whether float32 products on a GPU may round their factors to 10 bits."""
+    profile_at: NonNegativeInt = 0
+    """The meta-step of which rank 0 keeps a profiler trace; 0: none."""
+
+
+class WorkersConfig(Config):
+    count: PositiveInt = 1
+    ray: Literal["auto", "always"] = "auto"
+    """auto: one worker runs in this process without a cluster."""
+    threads: PositiveInt | None = None
+    """torch threads per worker; none: the CPUs shared out evenly."""
+    max_failures: NonNegativeInt = 3
+    step_timeout_s: PositiveInt = 1800
+
+
+class TrackingConfig(Config):
+    uri: str = ""
+    """MLflow tracking URI; empty: sqlite under `runs`."""
+    experiment: str = "metashard"
+    log_every: PositiveInt = 1
+    flush_s: PositiveFloat = 30.0
+    """How long the end of a run waits for MLflow; `metashard sync` sends what is left."""
+
+
+class RunConfig(Config):
+    """A complete run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: NonNegativeInt = 0
+    runs: Path = Path("runs")
+    data: DataConfig
+    task: ClassificationConfig = ClassificationConfig()
+    model: ModelConfig = Conv4Config()
+    learner: LearnerConfig
+    meta: MetaConfig
+    validation: ValidationConfig = ValidationConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    engine: EngineConfig = EngineConfig()
+    workers: WorkersConfig = WorkersConfig()
+    tracking: TrackingConfig = TrackingConfig()
