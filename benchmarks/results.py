@@ -44,15 +44,14 @@ class Benchmark(NamedTuple):
     options: dict[str, Any]
 
 
-OMNIGLOT_MODEL = {"kind": "conv4", "width": 64, "downsample": "stride", "features": "flatten"}
-CIFAR_MODEL = {"kind": "conv4", "width": 32, "downsample": "max_pool", "features": "flatten"}
+MODEL = {"kind": "conv4", "width": 32, "downsample": "stride", "features": "flatten"}
 OMNIGLOT = {"rotations": True, "invert": True}
 BENCHMARKS = {
-    "omniglot-5w1s": Benchmark("omniglot", 5, 1, OMNIGLOT_MODEL, 0.1, 500, 8, 5, "test", OMNIGLOT),
-    "omniglot-5w5s": Benchmark("omniglot", 5, 5, OMNIGLOT_MODEL, 0.1, 500, 8, 5, "test", OMNIGLOT),
-    "omniglot-20w1s": Benchmark("omniglot", 20, 1, OMNIGLOT_MODEL, 0.1, 500, 4, 3, "test", OMNIGLOT),
-    "cifar_fs-5w1s": Benchmark("cifar_fs", 5, 1, CIFAR_MODEL, 0.05, 500, 4, 10, "val", {}),
-    "cifar_fs-5w5s": Benchmark("cifar_fs", 5, 5, CIFAR_MODEL, 0.05, 500, 4, 10, "val", {}),
+    "omniglot-5w1s": Benchmark("omniglot", 5, 1, MODEL, 0.1, 300, 8, 5, "test", OMNIGLOT),
+    "omniglot-5w5s": Benchmark("omniglot", 5, 5, MODEL, 0.1, 300, 8, 5, "test", OMNIGLOT),
+    "omniglot-20w1s": Benchmark("omniglot", 20, 1, MODEL, 0.1, 300, 4, 3, "test", OMNIGLOT),
+    "cifar_fs-5w1s": Benchmark("cifar_fs", 5, 1, MODEL, 0.05, 300, 4, 10, "val", {}),
+    "cifar_fs-5w5s": Benchmark("cifar_fs", 5, 5, MODEL, 0.05, 300, 4, 10, "val", {}),
 }
 STEPS = 3
 """Inner steps of methods that take several."""
@@ -135,7 +134,7 @@ def tree(name: str, benchmark: str, data: Path, runs: Path) -> dict[str, Any]:
         "meta": {
             "steps": asked.steps,
             "batch": asked.batch,
-            "optimizer": {"kind": "adam", "lr": 1e-3},
+            "optimizer": {"kind": "adam", "lr": 2e-3},
             "schedule": {"kind": "cosine", "floor": 0.01},
             **method.meta,
         },
