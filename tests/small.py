@@ -89,7 +89,8 @@ LEARNERS = {
     "maml-max-pool": lambda: gradient_learner(downsample="max_pool"),
     "maml-recomputed": lambda: gradient_learner(estimate=Unrolled(2, recompute=True)),
     "maml-regularised": lambda: gradient_learner(support_weight=0.5),
-    "maml-group-norm": lambda: gradient_learner(norm="group"),
+    # One group, not several: of three channels on a map of one pixel, float32 would keep three digits of a gradient.
+    "maml-layer-norm": lambda: gradient_learner(norm="layer"),
     "fomaml": lambda: gradient_learner(estimate=FirstOrder()),
     "reptile": lambda: gradient_learner(estimate=Reptile()),
     "imaml": lambda: gradient_learner(estimate=Implicit(300.0, "cg", 5, 1.0), rule=lambda fast: Sgd(0.003)),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.convolution import conv3x3
+from pipeline.models.convolution import Convolution, normalised
 from pipeline.models.norm import Normalise, NormKind, by_batch
 from pipeline.models.norm import norm as make_norm
 
@@ -56,7 +56,7 @@ class Conv4(nn.Module):
         self.form = features
         self.halvings = MAP_HALVINGS if features == "map" else BLOCKS
         self.convs = nn.ModuleList(
-            conv3x3(channels if block == 0 else width, width, stride)
+            Convolution(channels if block == 0 else width, width, 3, stride)
             for block, stride in enumerate([self.stride] * self.halvings + [1] * (BLOCKS - self.halvings))
         )
         self.norms = nn.ModuleList(make_norm(norm, f"block{block}", width, steps=steps) for block in range(BLOCKS))
@@ -72,7 +72,7 @@ class Conv4(nn.Module):
         """(samples, channels, height, width) -> (samples, features), or maps (samples, width, side, side)"""
         x = images
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x), normalise)
+            x = normalised(conv, norm, x, normalise)
             if self.film is not None and block == FILM_BLOCK:
                 x = self.film(x)
             # ReLU and maximum commute; this way round ReLU has a quarter of the work.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, final
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.episode import Statistics
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and variance, each (channels,)."""
 
 EPS = 1e-5
 
@@ -47,6 +50,10 @@ class Normalise(ABC):
     def __call__(self, layer: str, x: Tensor) -> Tensor:
         """The activations, normalised, before scale and shift."""
 
+    @abstractmethod
+    def moments(self, layer: str, own: Callable[[], Moments]) -> Moments:
+        """Mean and variance per channel by which a layer is normalised; `own` computes those of the batch."""
+
     def scaled(self, layer: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """The activations, normalised, scaled and shifted by one value per channel."""
         shape = (1, -1) + (1,) * (x.ndim - 2)
@@ -68,6 +75,9 @@ class ByBatch(Normalise):
             return F.batch_norm(x, None, None, weight, bias, True, eps=EPS)
         return super().scaled(layer, x, weight, bias)
 
+    def moments(self, layer: str, own: Callable[[], Moments]) -> Moments:
+        return own()
+
 
 by_batch = ByBatch()
 
@@ -86,6 +96,11 @@ class Recorded(Normalise):
         self.statistics[layer] = (mean.detach(), inverse.detach().pow(-2) - EPS)
         return y
 
+    def moments(self, layer: str, own: Callable[[], Moments]) -> Moments:
+        mean, var = own()
+        self.statistics[layer] = (mean.detach(), var.detach())
+        return mean, var
+
 
 @final
 class Given(Normalise):
@@ -98,6 +113,9 @@ class Given(Normalise):
         mean, var = self.statistics[layer]
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - mean.reshape(shape)) * torch.rsqrt(var.reshape(shape) + EPS)
+
+    def moments(self, layer: str, own: Callable[[], Moments]) -> Moments:
+        return self.statistics[layer]
 
 
 class Norm(nn.Module):
@@ -114,12 +132,15 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(shape))
         self.bias = nn.Parameter(torch.zeros(shape))
 
+    def affine(self, normalise: Normalise) -> tuple[Tensor, Tensor]:
+        """Scale and shift per channel at the inner step at hand."""
+        if self.steps is None:
+            return self.weight, self.bias
+        at = min(normalise.step, self.steps)
+        return self.weight[at], self.bias[at]
+
     def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
-        weight, bias = self.weight, self.bias
-        if self.steps is not None:
-            at = min(normalise.step, self.steps)
-            weight, bias = weight[at], bias[at]
-        return normalise.scaled(self.name, x, weight, bias)
+        return normalise.scaled(self.name, x, *self.affine(normalise))
 
 
 class GroupNorm(nn.Module):

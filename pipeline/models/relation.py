@@ -7,7 +7,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.convolution import conv3x3
+from pipeline.models.convolution import Convolution
 from pipeline.models.norm import Normalise, NormKind
 from pipeline.models.norm import norm as make_norm
 
@@ -24,7 +24,7 @@ class Relation(nn.Module):
 
     def __init__(self, *, width: int, side: int, norm: NormKind = "batch"):
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(2 * width if block == 0 else width, width, 1) for block in range(BLOCKS))
+        self.convs = nn.ModuleList(Convolution(2 * width if block == 0 else width, width, 3) for block in range(BLOCKS))
         self.norms = nn.ModuleList(make_norm(norm, f"relation{block}", width, steps=0) for block in range(BLOCKS))
         for _ in range(BLOCKS):
             side = max(1, side // 2)

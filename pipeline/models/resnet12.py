@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.convolution import conv3x3
+from pipeline.models.convolution import Convolution, normalised
 from pipeline.models.norm import Normalise, NormKind, by_batch
 from pipeline.models.norm import norm as make_norm
 
@@ -21,15 +21,15 @@ class Block(nn.Module):
 
     def __init__(self, name: str, channels: int, width: int, norm: NormKind, steps: int):
         super().__init__()
-        self.convs = nn.ModuleList(conv3x3(channels if layer == 0 else width, width, 1) for layer in range(3))
+        self.convs = nn.ModuleList(Convolution(channels if layer == 0 else width, width, 3) for layer in range(3))
         self.norms = nn.ModuleList(make_norm(norm, f"{name}_{layer}", width, steps=steps) for layer in range(3))
-        self.shortcut = nn.Conv2d(channels, width, 1, bias=False)
+        self.shortcut = Convolution(channels, width, 1)
         self.shortcut_norm = make_norm(norm, f"{name}_shortcut", width, steps=steps)
 
     def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
-        beside = self.shortcut_norm(self.shortcut(x), normalise)
+        beside = normalised(self.shortcut, self.shortcut_norm, x, normalise)
         for layer, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = norm(conv(x), normalise)
+            x = normalised(conv, norm, x, normalise)
             x = F.leaky_relu(x if layer < 2 else x + beside, SLOPE)
         return F.max_pool2d(x, 2)
 

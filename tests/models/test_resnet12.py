@@ -42,6 +42,5 @@ def test_second_derivatives_are_the_same_under_vmap(norm):
     together = vmap(grad(steep), in_dims=(None, 0))(params, images)
     for number in range(2):
         alone = grad(steep)(params, images[number])
-        assert all(
-            torch.allclose(together[name][number], value, rtol=1e-8, atol=1e-10) for name, value in alone.items()
-        )
+        # Next to the largest: what should cancel out is rounding of it.
+        assert all((together[name][number] - v).abs().max() <= 1e-10 * v.abs().max() for name, v in alone.items())
