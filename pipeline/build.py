@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -31,13 +32,16 @@ from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
 from pipeline.schema import (
     AdamConfig,
+    ClassBalancedConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
     CosineConfig,
+    CrossEntropyConfig,
     CurvatureConfig,
     EvolutionConfig,
     FirstOrderConfig,
+    FocalConfig,
     GradientConfig,
     ImplicitConfig,
     LearnedConfig,
@@ -56,11 +60,13 @@ from pipeline.schema import (
     RidgeConfig,
     RunConfig,
     SgdConfig,
+    SquaredErrorConfig,
     StepConfig,
     SvmConfig,
     UnrolledConfig,
 )
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
 Encoder = Conv4 | ResNet12
@@ -103,7 +109,21 @@ def reader(config: RunConfig, index: Index, channels: int | None = None) -> Read
 
 def task(config: RunConfig) -> Task:
     """The task."""
-    return Classification()
+    return Classification(_loss(config))
+
+
+def _loss(config: RunConfig) -> Loss:
+    match config.task.loss:
+        case CrossEntropyConfig(smoothing=smoothing):
+            return partial(cross_entropy, smoothing=smoothing)
+        case FocalConfig(gamma=gamma):
+            return partial(focal, gamma=gamma)
+        case ClassBalancedConfig(beta=beta):
+            return partial(class_balanced, beta=beta)
+        case SquaredErrorConfig():
+            return squared_error
+        case _ as never:
+            assert_never(never)
 
 
 def learner(config: RunConfig, index: Index) -> Learner:
@@ -182,6 +202,10 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
             if not (isinstance(encoder, Conv4) and _gives_maps(config)):
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
+                )
+            if loss == "mse" and config.task.loss != CrossEntropyConfig():
+                raise InputError(
+                    f"task.loss.kind = {config.task.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )
             relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
             return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)

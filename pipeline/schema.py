@@ -57,8 +57,42 @@ class DataConfig(Config):
     """Reading threads per worker."""
 
 
+class CrossEntropyConfig(Config):
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    smoothing: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    """What of a label is spread over all ways."""
+
+
+class FocalConfig(Config):
+    """Samples that are classified surely count less."""
+
+    kind: Literal["focal"] = "focal"
+    gamma: Annotated[FiniteFloat, Number, Field(ge=0)] = 2.0
+
+
+class ClassBalancedConfig(Config):
+    """Cross-entropy in which classes with many samples do not drown the others."""
+
+    kind: Literal["class_balanced"] = "class_balanced"
+    beta: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.999
+    """0: every sample counts alike; near 1: every class."""
+
+
+class SquaredErrorConfig(Config):
+    """Squared distance of logits to one-hot labels."""
+
+    kind: Literal["mse"] = "mse"
+
+
+LossConfig = Annotated[
+    CrossEntropyConfig | FocalConfig | ClassBalancedConfig | SquaredErrorConfig, Field(discriminator="kind")
+]
+
+
 class ClassificationConfig(Config):
     kind: Literal["classification"] = "classification"
+    loss: LossConfig = CrossEntropyConfig()
+    """Of support and query alike."""
 
 
 NormName = Literal["batch", "batch_per_step", "group", "layer"]
@@ -226,7 +260,7 @@ class RelationConfig(Config):
 
     kind: Literal["relation"] = "relation"
     loss: Literal["mse", "task"] = "mse"
-    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: cross-entropy of plain scores."""
+    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: the task's loss of plain scores."""
 
 
 class RidgeConfig(Config):

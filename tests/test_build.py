@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from pipeline.learners.metric import MatchingLearner, PrototypeLearner, Relation
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
 from pipeline.schema import PrototypeConfig
+from pipeline.tasks import losses
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +204,29 @@ def test_relation_compares_maps(config, index, tmp_path, norm):
 def test_relation_without_maps_is_refused(config, index, model):
     with pytest.raises(InputError, match="compares feature maps; set model.kind = conv4 and model.features = map"):
         build.learner(config(learner={"kind": "relation"}, model=model), index)
+
+
+def test_relation_has_a_loss_of_its_own_unless_the_tasks_is_asked(config, index):
+    asked = {"model": {"features": "map"}, "task": {"loss": {"kind": "focal"}}}
+    with pytest.raises(
+        InputError, match="task.loss.kind = focal is not asked where learner.loss = mse; set learner.loss"
+    ):
+        build.learner(config(**asked, learner={"kind": "relation"}), index)
+    build.learner(config(**asked, learner={"kind": "relation", "loss": "task"}), index)
+
+
+LOSSES = [
+    ({"kind": "cross_entropy", "smoothing": 0.2}, partial(losses.cross_entropy, smoothing=0.2)),
+    ({"kind": "focal", "gamma": 1.5}, partial(losses.focal, gamma=1.5)),
+    ({"kind": "class_balanced", "beta": 0.9}, partial(losses.class_balanced, beta=0.9)),
+    ({"kind": "mse"}, losses.squared_error),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), LOSSES, ids=[asked["kind"] for asked, _ in LOSSES])
+def test_the_loss_is_the_one_asked_for(config, asked, expected):
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 0, 0, 1, 2])
+    assert build.task(config(task={"loss": asked})).loss(logits, targets) == expected(logits, targets)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):
