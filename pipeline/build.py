@@ -27,9 +27,12 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
+from pipeline.models.rnn import Rnn
+from pipeline.models.vit import Vit
 from pipeline.schema import (
     AdamConfig,
     ClassBalancedConfig,
@@ -58,18 +61,20 @@ from pipeline.schema import (
     ReptileConfig,
     ResNet12Config,
     RidgeConfig,
+    RnnConfig,
     RunConfig,
     SgdConfig,
     SquaredErrorConfig,
     StepConfig,
     SvmConfig,
     UnrolledConfig,
+    VitConfig,
 )
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12
+Encoder = Conv4 | ResNet12 | Vit | Rnn
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -136,6 +141,8 @@ def learner(config: RunConfig, index: Index) -> Learner:
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
         made = _learner(config, encoder, task(config))
+    if not any(value.requires_grad for value in made.parameters()):
+        raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
 
 
@@ -147,7 +154,7 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
         raise InputError(
             f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
         )
-    pools = isinstance(chosen, ResNet12Config) or chosen.downsample == "max_pool"
+    pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
     halvings = MAP_HALVINGS if _gives_maps(config) else BLOCKS
     if pools and size < 2**halvings:
         way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
@@ -169,8 +176,39 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             )
         case ResNet12Config():
             return ResNet12(channels=channels, width=chosen.width, norm=chosen.norm, steps=steps)
+        case VitConfig():
+            return _vit(chosen, channels, size)
+        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
+            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
         case _ as never:
             assert_never(never)
+
+
+def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:
+    if size % chosen.patch:
+        way_out = f"data.size = {math.ceil(size / chosen.patch) * chosen.patch} or another model.patch"
+        raise InputError(
+            f"images of {size} pixels do not divide into patches of model.patch = {chosen.patch}; set {way_out}"
+        )
+    if chosen.width % chosen.heads:
+        way_out = f"model.width = {math.ceil(chosen.width / chosen.heads) * chosen.heads} or another number of heads"
+        raise InputError(f"model.width = {chosen.width} does not divide by model.heads = {chosen.heads}; set {way_out}")
+    made = Vit(
+        channels=channels,
+        size=size,
+        patch=chosen.patch,
+        width=chosen.width,
+        depth=chosen.depth,
+        heads=chosen.heads,
+        hidden=max(1, round(chosen.width * chosen.mlp)),
+        registers=chosen.registers,
+        layer_scale=chosen.layer_scale,
+        rank=chosen.lora,
+        alpha=chosen.lora_alpha,
+    )
+    if chosen.freeze:
+        freeze_all_but_factors(made)
+    return made
 
 
 def _gives_maps(config: RunConfig) -> bool:
@@ -199,7 +237,7 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
         case MatchingConfig():
             return MatchingLearner(Network(encoder, nn.Identity()), task)
         case RelationConfig(loss=loss):
-            if not (isinstance(encoder, Conv4) and _gives_maps(config)):
+            if not (isinstance(encoder, Conv4) and isinstance(config.model, Conv4Config) and _gives_maps(config)):
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )
@@ -227,7 +265,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         f"{part}.{name}": value
         for part, module in held
         for name, value in module.named_parameters()
-        if name not in initial.replaced
+        if value.requires_grad and name not in initial.replaced
     }
     return GradientLearner(
         model,

@@ -117,7 +117,38 @@ class ResNet12Config(Config):
     norm: NormName = "batch"
 
 
-ModelConfig = Annotated[Conv4Config | ResNet12Config, Field(discriminator="kind")]
+class VitConfig(Config):
+    """A vision transformer; its weights have the names and shapes of DINOv2's."""
+
+    kind: Literal["vit"] = "vit"
+    width: PositiveInt = 64
+    depth: PositiveInt = 4
+    heads: PositiveInt = 4
+    patch: PositiveInt = 4
+    """Side of a patch in pixels."""
+    mlp: PositiveFloat = 4.0
+    """Width of the hidden layers, in widths."""
+    registers: NonNegativeInt = 0
+    layer_scale: PositiveFloat = 1.0
+    """Where the learned scales of the residual branches start."""
+    lora: NonNegativeInt = 0
+    """Rank of what is added to the attention's weights; 0: nothing."""
+    lora_alpha: PositiveFloat = 4.0
+    """What is added is multiplied by lora_alpha / lora."""
+    freeze: bool = False
+    """All but the low-rank factors keep the values that they start from."""
+
+
+class RnnConfig(Config):
+    """Gated recurrent units that read an image row by row."""
+
+    kind: Literal["rnn"] = "rnn"
+    width: PositiveInt = 64
+    layers: PositiveInt = 1
+    bidirectional: bool = True
+
+
+ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig, Field(discriminator="kind")]
 
 
 class _Rated(Config):

@@ -154,6 +154,9 @@ def test_a_value_out_of_range_is_named(key, value):
     ("task.loss", {"kind": "focal", "gamma": -1.0}, "task.loss.gamma = -1.0: "),
     ("task.loss", {"kind": "class_balanced", "beta": 1.0}, "task.loss.beta = 1.0: "),
     ("task.loss", {"kind": "mse", "gamma": 1.0}, "task.loss.gamma: no such key where kind is mse"),
+    ("model", {"kind": "vit", "patch": 0}, "model.patch = 0: "),
+    ("model", {"kind": "vit", "mlp": 0}, "model.mlp = 0: "),
+    ("model", {"kind": "rnn", "heads": 2}, "model.heads: no such key where kind is rnn"),
 ])  # fmt: skip
 def test_a_wrong_option_of_a_kind_is_named(key, value, told):
     assert told in refusal(put(key, value))
