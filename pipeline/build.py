@@ -27,6 +27,7 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.foreign import Foreign
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
@@ -67,6 +68,7 @@ from pipeline.schema import (
     SquaredErrorConfig,
     StepConfig,
     SvmConfig,
+    TimmConfig,
     UnrolledConfig,
     VitConfig,
 )
@@ -74,7 +76,7 @@ from pipeline.tasks.classification import Classification
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -180,8 +182,20 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             return _vit(chosen, channels, size)
         case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
             return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
+        case TimmConfig(name=name):
+            return Foreign(_timm(name, channels), channels=channels, size=size)
         case _ as never:
             assert_never(never)
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+        raise InputError('model.kind = timm needs the package timm: pip install "metashard[timm]"') from error
+    if not timm.is_model(name):
+        raise InputError(f"model.name = {name!r}: timm has no such model; timm.list_models() names those it has")
+    return timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
 
 
 def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:

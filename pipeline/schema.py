@@ -148,7 +148,15 @@ class RnnConfig(Config):
     bidirectional: bool = True
 
 
-ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig, Field(discriminator="kind")]
+class TimmConfig(Config):
+    """A convolutional network of the timm package, from random weights."""
+
+    kind: Literal["timm"] = "timm"
+    # A colon would send timm to a hub or a folder.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] = "resnet10t"
+
+
+ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig, Field(discriminator="kind")]
 
 
 class _Rated(Config):

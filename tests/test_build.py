@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from functools import partial
 
 import numpy as np
@@ -274,6 +275,20 @@ def test_a_recurrent_encoder_is_the_one_asked_for(config, index, tmp_path):
     one_way = {"kind": "rnn", "width": 5, "bidirectional": False}
     made = build.learner(config(model=one_way), of_size(tmp_path / "d", 12, 12, 3)).model.encoder
     assert made.features == 5 and made.layers[0][0].read.weight.shape == (15, 36)
+
+
+def test_without_timm_the_way_to_it_is_told(config, index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r'needs the package timm: pip install "metashard\[timm\]"'):
+        build.learner(config(model={"kind": "timm"}), index)
+
+
+def test_a_network_of_timm_is_the_one_asked_for(config, index):
+    pytest.importorskip("timm")
+    made = build.learner(config(model={"kind": "timm", "name": "resnet10t"}), index)
+    assert made.model.encoder.features == 512 and not list(made.model.buffers())
+    with pytest.raises(InputError, match="model.name = 'resnet10': timm has no such model"):
+        build.learner(config(model={"kind": "timm", "name": "resnet10"}), index)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):

@@ -156,6 +156,7 @@ def test_a_value_out_of_range_is_named(key, value):
     ("task.loss", {"kind": "mse", "gamma": 1.0}, "task.loss.gamma: no such key where kind is mse"),
     ("model", {"kind": "vit", "patch": 0}, "model.patch = 0: "),
     ("model", {"kind": "vit", "mlp": 0}, "model.mlp = 0: "),
+    ("model", {"kind": "timm", "name": "hf-hub:x/y"}, "model.name = 'hf-hub:x/y': "),
     ("model", {"kind": "rnn", "heads": 2}, "model.heads: no such key where kind is rnn"),
 ])  # fmt: skip
 def test_a_wrong_option_of_a_kind_is_named(key, value, told):
