@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import assert_never
 
 import torch
@@ -26,18 +27,25 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.foreign import Foreign
+from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
+from pipeline.models.rnn import Rnn
+from pipeline.models.vit import Vit
 from pipeline.schema import (
     AdamConfig,
+    ClassBalancedConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
     CosineConfig,
+    CrossEntropyConfig,
     CurvatureConfig,
     EvolutionConfig,
     FirstOrderConfig,
+    FocalConfig,
     GradientConfig,
     ImplicitConfig,
     LearnedConfig,
@@ -54,16 +62,21 @@ from pipeline.schema import (
     ReptileConfig,
     ResNet12Config,
     RidgeConfig,
+    RnnConfig,
     RunConfig,
     SgdConfig,
+    SquaredErrorConfig,
     StepConfig,
     SvmConfig,
+    TimmConfig,
     UnrolledConfig,
+    VitConfig,
 )
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -103,7 +116,21 @@ def reader(config: RunConfig, index: Index, channels: int | None = None) -> Read
 
 def task(config: RunConfig) -> Task:
     """The task."""
-    return Classification()
+    return Classification(_loss(config))
+
+
+def _loss(config: RunConfig) -> Loss:
+    match config.task.loss:
+        case CrossEntropyConfig(smoothing=smoothing):
+            return partial(cross_entropy, smoothing=smoothing)
+        case FocalConfig(gamma=gamma):
+            return partial(focal, gamma=gamma)
+        case ClassBalancedConfig(beta=beta):
+            return partial(class_balanced, beta=beta)
+        case SquaredErrorConfig():
+            return squared_error
+        case _ as never:
+            assert_never(never)
 
 
 def learner(config: RunConfig, index: Index) -> Learner:
@@ -116,6 +143,8 @@ def learner(config: RunConfig, index: Index) -> Learner:
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
         made = _learner(config, encoder, task(config))
+    if not any(value.requires_grad for value in made.parameters()):
+        raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
 
 
@@ -127,7 +156,7 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
         raise InputError(
             f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
         )
-    pools = isinstance(chosen, ResNet12Config) or chosen.downsample == "max_pool"
+    pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
     halvings = MAP_HALVINGS if _gives_maps(config) else BLOCKS
     if pools and size < 2**halvings:
         way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
@@ -149,8 +178,51 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             )
         case ResNet12Config():
             return ResNet12(channels=channels, width=chosen.width, norm=chosen.norm, steps=steps)
+        case VitConfig():
+            return _vit(chosen, channels, size)
+        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
+            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
+        case TimmConfig(name=name):
+            return Foreign(_timm(name, channels), channels=channels, size=size)
         case _ as never:
             assert_never(never)
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+        raise InputError('model.kind = timm needs the package timm: pip install "metashard[timm]"') from error
+    if not timm.is_model(name):
+        raise InputError(f"model.name = {name!r}: timm has no such model; timm.list_models() names those it has")
+    return timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
+
+
+def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:
+    if size % chosen.patch:
+        way_out = f"data.size = {math.ceil(size / chosen.patch) * chosen.patch} or another model.patch"
+        raise InputError(
+            f"images of {size} pixels do not divide into patches of model.patch = {chosen.patch}; set {way_out}"
+        )
+    if chosen.width % chosen.heads:
+        way_out = f"model.width = {math.ceil(chosen.width / chosen.heads) * chosen.heads} or another number of heads"
+        raise InputError(f"model.width = {chosen.width} does not divide by model.heads = {chosen.heads}; set {way_out}")
+    made = Vit(
+        channels=channels,
+        size=size,
+        patch=chosen.patch,
+        width=chosen.width,
+        depth=chosen.depth,
+        heads=chosen.heads,
+        hidden=max(1, round(chosen.width * chosen.mlp)),
+        registers=chosen.registers,
+        layer_scale=chosen.layer_scale,
+        rank=chosen.lora,
+        alpha=chosen.lora_alpha,
+    )
+    if chosen.freeze:
+        freeze_all_but_factors(made)
+    return made
 
 
 def _gives_maps(config: RunConfig) -> bool:
@@ -179,9 +251,13 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
         case MatchingConfig():
             return MatchingLearner(Network(encoder, nn.Identity()), task)
         case RelationConfig(loss=loss):
-            if not (isinstance(encoder, Conv4) and _gives_maps(config)):
+            if not (isinstance(encoder, Conv4) and isinstance(config.model, Conv4Config) and _gives_maps(config)):
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
+                )
+            if loss == "mse" and config.task.loss != CrossEntropyConfig():
+                raise InputError(
+                    f"task.loss.kind = {config.task.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )
             relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
             return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
@@ -203,7 +279,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         f"{part}.{name}": value
         for part, module in held
         for name, value in module.named_parameters()
-        if name not in initial.replaced
+        if value.requires_grad and name not in initial.replaced
     }
     return GradientLearner(
         model,

@@ -57,8 +57,42 @@ class DataConfig(Config):
     """Reading threads per worker."""
 
 
+class CrossEntropyConfig(Config):
+    kind: Literal["cross_entropy"] = "cross_entropy"
+    smoothing: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    """What of a label is spread over all ways."""
+
+
+class FocalConfig(Config):
+    """Samples that are classified surely count less."""
+
+    kind: Literal["focal"] = "focal"
+    gamma: Annotated[FiniteFloat, Number, Field(ge=0)] = 2.0
+
+
+class ClassBalancedConfig(Config):
+    """Cross-entropy in which classes with many samples do not drown the others."""
+
+    kind: Literal["class_balanced"] = "class_balanced"
+    beta: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.999
+    """0: every sample counts alike; near 1: every class."""
+
+
+class SquaredErrorConfig(Config):
+    """Squared distance of logits to one-hot labels."""
+
+    kind: Literal["mse"] = "mse"
+
+
+LossConfig = Annotated[
+    CrossEntropyConfig | FocalConfig | ClassBalancedConfig | SquaredErrorConfig, Field(discriminator="kind")
+]
+
+
 class ClassificationConfig(Config):
     kind: Literal["classification"] = "classification"
+    loss: LossConfig = CrossEntropyConfig()
+    """Of support and query alike."""
 
 
 NormName = Literal["batch", "batch_per_step", "group", "layer"]
@@ -83,7 +117,46 @@ class ResNet12Config(Config):
     norm: NormName = "batch"
 
 
-ModelConfig = Annotated[Conv4Config | ResNet12Config, Field(discriminator="kind")]
+class VitConfig(Config):
+    """A vision transformer; its weights have the names and shapes of DINOv2's."""
+
+    kind: Literal["vit"] = "vit"
+    width: PositiveInt = 64
+    depth: PositiveInt = 4
+    heads: PositiveInt = 4
+    patch: PositiveInt = 4
+    """Side of a patch in pixels."""
+    mlp: PositiveFloat = 4.0
+    """Width of the hidden layers, in widths."""
+    registers: NonNegativeInt = 0
+    layer_scale: PositiveFloat = 1.0
+    """Where the learned scales of the residual branches start."""
+    lora: NonNegativeInt = 0
+    """Rank of what is added to the attention's weights; 0: nothing."""
+    lora_alpha: PositiveFloat = 4.0
+    """What is added is multiplied by lora_alpha / lora."""
+    freeze: bool = False
+    """All but the low-rank factors keep the values that they start from."""
+
+
+class RnnConfig(Config):
+    """Gated recurrent units that read an image row by row."""
+
+    kind: Literal["rnn"] = "rnn"
+    width: PositiveInt = 64
+    layers: PositiveInt = 1
+    bidirectional: bool = True
+
+
+class TimmConfig(Config):
+    """A convolutional network of the timm package, from random weights."""
+
+    kind: Literal["timm"] = "timm"
+    # A colon would send timm to a hub or a folder.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] = "resnet10t"
+
+
+ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig, Field(discriminator="kind")]
 
 
 class _Rated(Config):
@@ -226,7 +299,7 @@ class RelationConfig(Config):
 
     kind: Literal["relation"] = "relation"
     loss: Literal["mse", "task"] = "mse"
-    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: cross-entropy of plain scores."""
+    """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: the task's loss of plain scores."""
 
 
 class RidgeConfig(Config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,20 +19,45 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.conv4 import Conv4
+from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
+from pipeline.models.rnn import Rnn
+from pipeline.models.vit import Vit
 from pipeline.schema import RunConfig
 from pipeline.tasks.classification import Classification
 
 WAYS = 3
 
 
-def network(downsample: str = "stride", *, prototype: bool = False, **options) -> Network:
-    """A conv4 with norm, in float64, for (1, 16, 16) images."""
+def conv4(downsample: str = "stride", **options) -> Conv4:
+    """A conv4 with norm for (1, 16, 16) images."""
     features = "mean" if downsample == "stride" else "flatten"
-    encoder = Conv4(channels=1, width=6, size=16, downsample=downsample, features=features, **options)
-    head = torch.nn.Identity() if prototype else Classification().head(encoder.features, WAYS)
-    return Network(encoder, head).double()
+    return Conv4(channels=1, width=6, size=16, downsample=downsample, features=features, **options)
+
+
+def vit(*, steps: int = 0, rank: int = 0, frozen: bool = False) -> Vit:
+    """A transformer of two blocks for (1, 16, 16) images; its low-rank factors are no longer zero."""
+    options = {"depth": 2, "heads": 2, "hidden": 12, "registers": 1, "rank": rank, "alpha": 2.0}
+    made = Vit(channels=1, size=16, patch=8, width=8, **options)
+    with torch.no_grad():
+        for value in made.parameters():
+            value.add_(0.1 * torch.randn(value.shape))
+    if frozen:
+        freeze_all_but_factors(made)
+    return made
+
+
+def rnn(*, steps: int = 0) -> Rnn:
+    """Units in both directions for (1, 16, 16) images."""
+    return Rnn(inputs=16, width=4, layers=1, bidirectional=True)
+
+
+def network(*, encoder: Callable[..., torch.nn.Module] = conv4, prototype: bool = False, **options) -> Network:
+    """An encoder in float64, with a linear head or none."""
+    made = encoder(**options)
+    head = torch.nn.Identity() if prototype else Classification().head(made.features, WAYS)
+    return Network(made, head).double()
 
 
 def gradient_learner(
@@ -44,7 +70,7 @@ def gradient_learner(
     support_weight: float = 0.0,
     **options,
 ) -> GradientLearner:
-    """MAML and its kin on conv4 with norm; `options` are the model's."""
+    """MAML and its kin on conv4 with norm or another encoder; `options` are the model's."""
     model = network(**{"steps": steps, **options})
     start = initial(model) if initial is Context else initial(model, adapts)
     return GradientLearner(
@@ -109,7 +135,11 @@ LEARNERS = {
     "meta-lstm": lambda: gradient_learner(rule=lambda fast: MetaLstm(0.1, 3)),
     "mlp-optimizer": lambda: gradient_learner(rule=lambda fast: Mlp(0.1, 4)),
     "maml++": maml_pp,
+    "maml-vit": lambda: gradient_learner(encoder=vit),
+    "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),
+    "maml-lora-frozen": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2, frozen=True)),
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
+    "prototypes-rnn": lambda: PrototypeLearner(network(encoder=rnn, prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
     "relation": relation,
     "relation-task-loss": lambda: relation(loss="task"),

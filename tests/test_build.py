@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from pipeline.learners.metric import MatchingLearner, PrototypeLearner, Relation
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
 from pipeline.schema import PrototypeConfig
+from pipeline.tasks import losses
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +201,94 @@ def test_relation_compares_maps(config, index, tmp_path, norm):
         build.learner(config(**asked), of_size(tmp_path / "e", 3, 3))
 
 
-@pytest.mark.parametrize("model", [{"features": "mean"}, {"kind": "resnet12", "width": 4}])
+@pytest.mark.parametrize("model", [{"features": "mean"}, {"kind": "resnet12", "width": 4}, {"kind": "rnn"}])
 def test_relation_without_maps_is_refused(config, index, model):
     with pytest.raises(InputError, match="compares feature maps; set model.kind = conv4 and model.features = map"):
         build.learner(config(learner={"kind": "relation"}, model=model), index)
+
+
+def test_relation_has_a_loss_of_its_own_unless_the_tasks_is_asked(config, index):
+    asked = {"model": {"features": "map"}, "task": {"loss": {"kind": "focal"}}}
+    with pytest.raises(
+        InputError, match="task.loss.kind = focal is not asked where learner.loss = mse; set learner.loss"
+    ):
+        build.learner(config(**asked, learner={"kind": "relation"}), index)
+    build.learner(config(**asked, learner={"kind": "relation", "loss": "task"}), index)
+
+
+LOSSES = [
+    ({"kind": "cross_entropy", "smoothing": 0.2}, partial(losses.cross_entropy, smoothing=0.2)),
+    ({"kind": "focal", "gamma": 1.5}, partial(losses.focal, gamma=1.5)),
+    ({"kind": "class_balanced", "beta": 0.9}, partial(losses.class_balanced, beta=0.9)),
+    ({"kind": "mse"}, losses.squared_error),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), LOSSES, ids=[asked["kind"] for asked, _ in LOSSES])
+def test_the_loss_is_the_one_asked_for(config, asked, expected):
+    logits, targets = torch.randn(5, 3), torch.tensor([0, 0, 0, 1, 2])
+    assert build.task(config(task={"loss": asked})).loss(logits, targets) == expected(logits, targets)
+
+
+VIT = {"kind": "vit", "width": 8, "depth": 1, "heads": 2}
+
+
+def test_a_transformer_is_the_one_asked_for(config, index):
+    asked = {"mlp": 2.0, "registers": 3, "layer_scale": 0.5, "lora": 2, "lora_alpha": 6.0}
+    made = build.learner(config(model={**VIT, **asked}), index).model.encoder
+    assert made.pos_embed.shape == (1, 1 + 4 * 4, 8) and made.register_tokens.shape == (1, 3, 8)
+    block = made.blocks[0]
+    assert block.mlp.fc1.weight.shape == (16, 8) and block.ls1.gamma.tolist() == [0.5] * 8
+    assert block.attn.qkv.lora_b.shape == (24, 2) and block.attn.qkv.scale == 3.0 and block.attn.heads == 2
+    assert len(build.learner(config(model={**VIT, "depth": 3}), index).model.encoder.blocks) == 3
+
+
+def test_a_transformer_that_does_not_divide_is_refused(config, index):
+    with pytest.raises(
+        InputError, match="16 pixels do not divide into patches of model.patch = 5; set data.size = 20 or an"
+    ):
+        build.learner(config(model={**VIT, "patch": 5}), index)
+    with pytest.raises(InputError, match="model.width = 8 does not divide by model.heads = 3; set model.width = 9 or"):
+        build.learner(config(model={**VIT, "heads": 3}), index)
+
+
+def test_a_frozen_transformer_trains_factors_and_head_alone(config, index):
+    asked = {"learner": {"adapts": ".*lora_[ab]"}, "model": {**VIT, "lora": 2, "freeze": True}}
+    made = build.learner(config(**asked), index)
+    trained = {name for name, value in made.model.named_parameters() if value.requires_grad}
+    assert trained == made.initial.names | {"head.weight", "head.bias"}
+    asked["learner"]["estimate"] = {"kind": "es"}
+    assert set(build.learner(config(**asked), index).estimate.names) == {f"model.{name}" for name in trained}
+
+
+def test_freezing_everything_is_refused(config, index):
+    frozen = {**VIT, "freeze": True}
+    with pytest.raises(InputError, match="leaves nothing to meta-train; set model.lora = 4 or model.freeze = false"):
+        build.learner(config(model=frozen, learner={"kind": "prototype"}), index)
+    build.learner(config(model={**frozen, "lora": 1}, learner={"kind": "prototype"}), index)
+    build.learner(config(model=frozen, learner={"kind": "ridge"}), index)
+
+
+def test_a_recurrent_encoder_is_the_one_asked_for(config, index, tmp_path):
+    made = build.learner(config(model={"kind": "rnn", "width": 5, "layers": 2}), index).model.encoder
+    assert made.features == 10 and [len(layer) for layer in made.layers] == [2, 2]
+    one_way = {"kind": "rnn", "width": 5, "bidirectional": False}
+    made = build.learner(config(model=one_way), of_size(tmp_path / "d", 12, 12, 3)).model.encoder
+    assert made.features == 5 and made.layers[0][0].read.weight.shape == (15, 36)
+
+
+def test_without_timm_the_way_to_it_is_told(config, index, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match=r'needs the package timm: pip install "metashard\[timm\]"'):
+        build.learner(config(model={"kind": "timm"}), index)
+
+
+def test_a_network_of_timm_is_the_one_asked_for(config, index):
+    pytest.importorskip("timm")
+    made = build.learner(config(model={"kind": "timm", "name": "resnet10t"}), index)
+    assert made.model.encoder.features == 512 and not list(made.model.buffers())
+    with pytest.raises(InputError, match="model.name = 'resnet10': timm has no such model"):
+        build.learner(config(model={"kind": "timm", "name": "resnet10"}), index)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):

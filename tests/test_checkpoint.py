@@ -23,7 +23,7 @@ CONFIG = {"name": "x", "meta": {"steps": 6, "optimizer": {"lr": 1e-3}}}
 def new(kind=torch.optim.Adam, seed=0, **options):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        learner = network("max_pool").float()
+        learner = network(downsample="max_pool").float()
     return learner, kind(learner.parameters(), **{"lr": 0.01, **options})
 
 

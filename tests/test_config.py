@@ -149,6 +149,20 @@ def test_a_value_out_of_range_is_named(key, value):
     assert f"{key} = " in refusal(put(key, value))
 
 
+@pytest.mark.parametrize(("key", "value", "told"), [
+    ("task.loss", {"kind": "cross_entropy", "smoothing": 1}, "task.loss.smoothing = 1: "),
+    ("task.loss", {"kind": "focal", "gamma": -1.0}, "task.loss.gamma = -1.0: "),
+    ("task.loss", {"kind": "class_balanced", "beta": 1.0}, "task.loss.beta = 1.0: "),
+    ("task.loss", {"kind": "mse", "gamma": 1.0}, "task.loss.gamma: no such key where kind is mse"),
+    ("model", {"kind": "vit", "patch": 0}, "model.patch = 0: "),
+    ("model", {"kind": "vit", "mlp": 0}, "model.mlp = 0: "),
+    ("model", {"kind": "timm", "name": "hf-hub:x/y"}, "model.name = 'hf-hub:x/y': "),
+    ("model", {"kind": "rnn", "heads": 2}, "model.heads: no such key where kind is rnn"),
+])  # fmt: skip
+def test_a_wrong_option_of_a_kind_is_named(key, value, told):
+    assert told in refusal(put(key, value))
+
+
 @pytest.mark.parametrize("key", ["name", "data", "learner", "meta", "meta.steps", "data.root"])
 def test_what_must_be_there_is_named(key):
     tree = put(key, None)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learners.embedding import Decide, EmbeddingLearner
-from pipeline.learners.metric import memberships
 from pipeline.models.norm import Normalise
+from pipeline.tasks.losses import memberships
 from pipeline.tasks.task import Task
 
 

@@ -11,12 +11,8 @@ from torch.nn import functional as F
 from pipeline.learners.embedding import Decide, EmbeddingLearner
 from pipeline.models.norm import Normalise
 from pipeline.models.relation import Relation
+from pipeline.tasks.losses import memberships
 from pipeline.tasks.task import Task
-
-
-def memberships(labels: Tensor, ways: int, dtype: torch.dtype) -> Tensor:
-    """One-hot labels: (samples,) -> (samples, ways); `F.one_hot` looks at values, which `vmap` cannot."""
-    return (labels[:, None] == torch.arange(ways, device=labels.device)).to(dtype)
 
 
 def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.episode import Metrics
+from pipeline.tasks.losses import Loss, cross_entropy
 from pipeline.tasks.task import Task
 
 BINS = 15
@@ -17,17 +18,20 @@ BINS = 15
 
 @final
 class Classification(Task):
-    """Predictions are logits (samples, ways), targets class numbers (samples,)."""
+    """Predictions are logits (samples, ways), targets class numbers (samples,); support and query share one loss."""
 
     members = ("image",)
     headline = "accuracy"
+
+    def __init__(self, loss: Loss = cross_entropy):
+        self._loss = loss
 
     def head(self, features: int, ways: int) -> nn.Module:
         return nn.Linear(features, ways)
 
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy (nats). MAML's code sums over classes, so its inner rate is `ways` times one for this."""
-        return F.cross_entropy(predictions, targets)
+        """The mean over the samples. MAML's code sums over classes, so its inner rate is `ways` times one for this."""
+        return self._loss(predictions, targets)
 
     def metrics(self, predictions: Tensor, targets: Tensor) -> Metrics:
         hits = predictions.detach().argmax(-1) == targets

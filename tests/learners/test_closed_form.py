@@ -8,9 +8,9 @@ from small import episode, make, network
 
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner, crammer_singer
 from pipeline.learners.learner import Mode
-from pipeline.learners.metric import memberships
 from pipeline.models.norm import by_batch
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.losses import memberships
 
 SHAPES = [(1, 5, 64, 1.0), (5, 5, 64, 1.0), (5, 3, 6, 1.0), (5, 5, 64, 10.0), (5, 5, 64, 0.1), (3, 8, 16, 1.0)]
 """Samples per class, classes, features, scale of the features; fewer features than samples and more."""
