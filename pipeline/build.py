@@ -17,6 +17,7 @@ from pipeline.data.shards import Shards
 from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
@@ -37,6 +38,7 @@ from pipeline.schema import (
     CosineConfig,
     CurvatureConfig,
     EvolutionConfig,
+    FilmConfig,
     FirstOrderConfig,
     GradientConfig,
     ImplicitConfig,
@@ -44,6 +46,7 @@ from pipeline.schema import (
     LogisticConfig,
     LstmConfig,
     MatchingConfig,
+    MetaNetConfig,
     MlpConfig,
     MomentumConfig,
     PerElementConfig,
@@ -115,7 +118,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
-        made = _learner(config, encoder, task(config))
+        made = _learner(config, index, encoder, task(config))
     return made.double() if config.meta.precision == "float64" else made
 
 
@@ -157,7 +160,7 @@ def _gives_maps(config: RunConfig) -> bool:
     return isinstance(config.model, Conv4Config) and config.model.features == "map"
 
 
-def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
+def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
     if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
         raise InputError(
             f"model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
@@ -166,11 +169,8 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
     match config.learner:
         case GradientConfig() as chosen:
             is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(chosen.rule, SgdConfig)
-            if evaluation_shape(config).ways != config.data.ways and not is_free:
-                raise InputError(
-                    f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
-                    "has one output per way; make them equal, or set learner.initial.kind = prototypes"
-                )
+            if not is_free:
+                _check_ways(config, "gradient", ", or set learner.initial.kind = prototypes")
             return _gradient_learner(
                 config, chosen, Network(encoder, task.head(encoder.features, config.data.ways)), task
             )
@@ -191,8 +191,39 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
             return LogisticLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps)
         case SvmConfig(cost=cost, scale=scale):
             return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale)
+        case FilmConfig(hidden=hidden):
+            side, _, channels = index.shape(0)
+            # Group norm: the context of a support is the same in training and in both modes.
+            set_encoder = Conv4(
+                channels=channels,
+                width=hidden,
+                size=config.data.size or side,
+                downsample="stride",
+                features="mean",
+                norm="group",
+            )
+            sizes = {"context": set_encoder.features, "features": encoder.features, "hidden": hidden}
+            return FilmLearner(Network(encoder, nn.Identity()), task, set_encoder, **sizes)
+        case MetaNetConfig(representation=representation, hidden=hidden):
+            _check_ways(config, "metanet")
+            return MetaNetLearner(
+                Network(encoder, nn.Identity()),
+                task,
+                features=encoder.features,
+                ways=config.data.ways,
+                representation=representation,
+                hidden=hidden,
+            )
         case _ as never:
             assert_never(never)
+
+
+def _check_ways(config: RunConfig, kind: str, way_out: str = "") -> None:
+    if evaluation_shape(config).ways != config.data.ways:
+        raise InputError(
+            f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {kind} learner "
+            f"has one output per way; make them equal{way_out}"
+        )
 
 
 def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network, task: Task) -> Learner:

@@ -261,8 +261,34 @@ class SvmConfig(Config):
     """Where the learned scale of the logits starts."""
 
 
+class FilmConfig(Config):
+    """CNAPs."""
+
+    kind: Literal["film"] = "film"
+    hidden: PositiveInt = 64
+    """Channels of the set encoder, and units of the networks that write scales, shifts and the classifier."""
+
+
+class MetaNetConfig(Config):
+    """Meta networks."""
+
+    kind: Literal["metanet"] = "metanet"
+    representation: PositiveInt = 64
+    """Units of the layer that has slow and fast weights."""
+    hidden: PositiveInt = 20
+    """Units of the networks that turn gradients into fast weights."""
+
+
 LearnerConfig = Annotated[
-    GradientConfig | PrototypeConfig | MatchingConfig | RelationConfig | RidgeConfig | LogisticConfig | SvmConfig,
+    GradientConfig
+    | PrototypeConfig
+    | MatchingConfig
+    | RelationConfig
+    | RidgeConfig
+    | LogisticConfig
+    | SvmConfig
+    | FilmConfig
+    | MetaNetConfig,
     Field(discriminator="kind"),
 ]
 

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config import parse
 from pipeline.episode import Batch, Episode
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
@@ -84,6 +85,29 @@ def maml_pp() -> GradientLearner:
     return learner
 
 
+def stirred(learner: Learner, by: float, *parts: torch.nn.Module) -> Learner:
+    """With parts that start at zero somewhere else, as after some training."""
+    with torch.no_grad():
+        for value in torch.nn.ModuleList(parts).parameters():
+            value.add_(by * torch.randn_like(value))
+    return learner
+
+
+def film() -> Learner:
+    """CNAPs."""
+    model = network(prototype=True)
+    set_encoder = Conv4(channels=1, width=5, size=16, downsample="stride", features="mean", norm="group")
+    learner = FilmLearner(model, Classification(), set_encoder, context=5, features=6, hidden=7).double()
+    return stirred(learner, 0.2, learner.films)
+
+
+def metanet() -> Learner:
+    """Meta networks with a representation of five units."""
+    sizes = {"features": 6, "ways": WAYS, "representation": 5, "hidden": 7}
+    learner = MetaNetLearner(network(prototype=True), Classification(), **sizes).double()
+    return stirred(learner, 0.02, learner.write_representation, learner.write_head)
+
+
 LEARNERS = {
     "maml": lambda: gradient_learner(),
     "maml-max-pool": lambda: gradient_learner(downsample="max_pool"),
@@ -117,7 +141,12 @@ LEARNERS = {
         network(prototype=True), Classification(), penalty=0.5, scale=2.0, steps=5
     ).double(),
     "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
+    "cnaps": film,
+    "metanet": metanet,
 }
+
+OWN_HEAD = {"metanet"}
+"""Embedding learners with a classifier of their own, of a fixed number of ways."""
 
 
 def make(name: str) -> Learner:

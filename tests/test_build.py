@@ -15,6 +15,7 @@ from pipeline.data.index import Index
 from pipeline.data.sampler import Shape
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
@@ -164,6 +165,8 @@ EMBEDDING = {
     "ridge": RidgeLearner,
     "logistic": LogisticLearner,
     "svm": SvmLearner,
+    "film": FilmLearner,
+    "metanet": MetaNetLearner,
 }
 
 
@@ -202,6 +205,15 @@ def test_relation_compares_maps(config, index, tmp_path, norm):
 def test_relation_without_maps_is_refused(config, index, model):
     with pytest.raises(InputError, match="compares feature maps; set model.kind = conv4 and model.features = map"):
         build.learner(config(learner={"kind": "relation"}, model=model), index)
+
+
+def test_the_amortised_learners_have_the_sizes_asked_for(config, index):
+    made = build.learner(config(learner={"kind": "film", "hidden": 9}, evaluate={"ways": 5}), index)
+    assert made.set_encoder.features == 9 and [film[-1].out_features for film in made.films] == [12] * 4
+    made = build.learner(config(learner={"kind": "metanet", "representation": 11, "hidden": 5}), index)
+    assert made.head.weight.shape == (3, 11) and made.write_head.layers[0].out_features == 5
+    with pytest.raises(InputError, match="evaluate.ways = 5 but data.ways = 3: the head of a metanet.*make them equal"):
+        build.learner(config(learner={"kind": "metanet"}, evaluate={"ways": 5}), index)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):
