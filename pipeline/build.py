@@ -19,10 +19,10 @@ from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Initial, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -37,7 +37,9 @@ from pipeline.schema import (
     Conv4Config,
     CosineConfig,
     CurvatureConfig,
+    EstimateConfig,
     EvolutionConfig,
+    EvolvedRuleConfig,
     FilmConfig,
     FirstOrderConfig,
     GradientConfig,
@@ -51,6 +53,7 @@ from pipeline.schema import (
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
+    ProcedureConfig,
     PrototypeConfig,
     PrototypesConfig,
     RelationConfig,
@@ -168,7 +171,9 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
         )
     match config.learner:
         case GradientConfig() as chosen:
-            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(chosen.rule, SgdConfig)
+            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(
+                chosen.rule, SgdConfig | ProcedureConfig
+            )
             if not is_free:
                 _check_ways(config, "gradient", ", or set learner.initial.kind = prototypes")
             return _gradient_learner(
@@ -241,7 +246,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         task,
         initial=initial,
         rule=rule,
-        estimate=_estimate(chosen, trained, config.seed),
+        estimate=_estimate(chosen.estimate, chosen, trained, config.seed),
         steps=chosen.steps,
         test_steps=chosen.test_steps or chosen.steps,
         support_weight=chosen.support_weight,
@@ -274,12 +279,14 @@ def _rule(config: GradientConfig, fast: Params) -> Rule:
             return MetaLstm(lr, hidden)
         case MlpConfig(lr=lr, hidden=hidden):
             return Mlp(lr, hidden)
+        case ProcedureConfig(lr=lr, momentum=momentum, normalised=normalised):
+            return Procedure(lr, config.steps, momentum=momentum, normalised=normalised)
         case _ as never:
             assert_never(never)
 
 
-def _estimate(config: GradientConfig, trained: Params, seed: int) -> Estimate:
-    match config.estimate:
+def _estimate(asked: EstimateConfig, config: GradientConfig, trained: Params, seed: int) -> Estimate:
+    match asked:
         case UnrolledConfig(recompute=recompute, multi_step=multi_step, first_order_until=until):
             if recompute and (multi_step or until):
                 raise InputError(
@@ -294,6 +301,15 @@ def _estimate(config: GradientConfig, trained: Params, seed: int) -> Estimate:
             return Implicit(damping, solver, iterations, tolerance)
         case EvolutionConfig(sigma=sigma, pairs=pairs):
             return Evolution(trained, sigma=sigma, pairs=pairs, seed=seed)
+        case EvolvedRuleConfig(sigma=sigma, pairs=pairs, rest=rest):
+            searched = {name: value for name, value in trained.items() if name.startswith("rule.")}
+            if not searched:
+                raise InputError(
+                    "learner.estimate.kind = es_rule evolves the parameters of the rule, and "
+                    f"learner.rule.kind = {config.rule.kind} has none; set learner.rule.kind = procedure"
+                )
+            evolution = Evolution(searched, sigma=sigma, pairs=pairs, seed=seed)
+            return EvolvedRule(_estimate(rest, config, trained, seed), evolution)
         case _ as never:
             assert_never(never)
 

@@ -11,10 +11,10 @@ from pipeline.config import parse
 from pipeline.episode import Batch, Episode
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -64,6 +64,19 @@ def evolved() -> GradientLearner:
     """ES-MAML with three antithetic pairs."""
     learner = gradient_learner()
     learner.estimate = Evolution(dict(learner.named_parameters()), sigma=1e-3, pairs=3, seed=0)
+    return learner
+
+
+def procedure(fast: dict) -> Procedure:
+    """At most two steps, of rate 0.1 at first."""
+    return Procedure(0.1, 2, momentum=0.2, normalised=0.1)
+
+
+def evolved_rule() -> GradientLearner:
+    """A procedure found by evolution strategies; the weights are MAML's."""
+    learner = gradient_learner(rule=procedure)
+    searched = {f"rule.{name}": value for name, value in learner.rule.named_parameters()}
+    learner.estimate = EvolvedRule(Unrolled(2), Evolution(searched, sigma=0.1, pairs=3, seed=0).double())
     return learner
 
 
@@ -131,6 +144,8 @@ LEARNERS = {
     "meta-curvature": lambda: gradient_learner(rule=lambda fast: Curvature(0.1, fast)),
     "meta-lstm": lambda: gradient_learner(rule=lambda fast: MetaLstm(0.1, 3)),
     "mlp-optimizer": lambda: gradient_learner(rule=lambda fast: Mlp(0.1, 4)),
+    "procedure": lambda: gradient_learner(rule=procedure),
+    "evolved-rule": evolved_rule,
     "maml++": maml_pp,
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),

@@ -17,10 +17,10 @@ from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
@@ -124,6 +124,7 @@ RULES = {
     "curvature": Curvature,
     "lstm": MetaLstm,
     "mlp": Mlp,
+    "procedure": Procedure,
 }
 
 
@@ -168,6 +169,26 @@ EMBEDDING = {
     "film": FilmLearner,
     "metanet": MetaNetLearner,
 }
+
+
+def test_a_rule_evolves_beside_any_other_estimate(config, index):
+    asked = {
+        "rule": {"kind": "procedure", "lr": 0.3},
+        "estimate": {"kind": "es_rule", "rest": {"kind": "reptile"}},
+        "steps": 4,
+    }
+    made = build.learner(config(learner=asked), index)
+    assert type(made.estimate) is EvolvedRule and type(made.estimate.rest) is Reptile
+    assert set(made.estimate.evolution.names) == {f"rule.{name}" for name, _ in made.rule.named_parameters()}
+    assert made.rule.log_rate.exp().item() == pytest.approx(0.3) and made.rule.count.item() == 2.25
+    build.learner(
+        config(
+            learner={**asked, "initial": {"kind": "prototypes"}, "estimate": {"kind": "es_rule"}}, evaluate={"ways": 5}
+        ),
+        index,
+    )
+    with pytest.raises(InputError, match="learner.rule.kind = sgd has none; set learner.rule.kind = procedure"):
+        build.learner(config(learner={**asked, "rule": {"kind": "sgd"}}), index)
 
 
 @pytest.mark.parametrize("kind", EMBEDDING)

@@ -9,7 +9,7 @@ from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.learner import Mode
 from pipeline.models.norm import Norm
 
-APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "meta-lstm", "maml++"}
+APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "evolved-rule", "meta-lstm", "maml++"}
 """Their gradient is not that of their value; tests/learners/test_estimates.py says what it is."""
 EXACT = sorted(set(LEARNERS) - APPROXIMATE)
 
