@@ -18,11 +18,12 @@ from pipeline.data.shards import Shards
 from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Initial, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -43,7 +44,10 @@ from pipeline.schema import (
     CosineConfig,
     CrossEntropyConfig,
     CurvatureConfig,
+    EstimateConfig,
     EvolutionConfig,
+    EvolvedRuleConfig,
+    FilmConfig,
     FirstOrderConfig,
     FocalConfig,
     GradientConfig,
@@ -52,10 +56,12 @@ from pipeline.schema import (
     LogisticConfig,
     LstmConfig,
     MatchingConfig,
+    MetaNetConfig,
     MlpConfig,
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
+    ProcedureConfig,
     PrototypeConfig,
     PrototypesConfig,
     RelationConfig,
@@ -142,7 +148,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
-        made = _learner(config, encoder, task(config))
+        made = _learner(config, index, encoder, task(config))
     if not any(value.requires_grad for value in made.parameters()):
         raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
@@ -229,7 +235,7 @@ def _gives_maps(config: RunConfig) -> bool:
     return isinstance(config.model, Conv4Config) and config.model.features == "map"
 
 
-def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
+def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
     if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
         raise InputError(
             f"model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
@@ -237,12 +243,11 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
         )
     match config.learner:
         case GradientConfig() as chosen:
-            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(chosen.rule, SgdConfig)
-            if evaluation_shape(config).ways != config.data.ways and not is_free:
-                raise InputError(
-                    f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
-                    "has one output per way; make them equal, or set learner.initial.kind = prototypes"
-                )
+            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(
+                chosen.rule, SgdConfig | ProcedureConfig
+            )
+            if not is_free:
+                _check_ways(config, "gradient", ", or set learner.initial.kind = prototypes")
             return _gradient_learner(
                 config, chosen, Network(encoder, task.head(encoder.features, config.data.ways)), task
             )
@@ -267,8 +272,39 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
             return LogisticLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps)
         case SvmConfig(cost=cost, scale=scale):
             return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale)
+        case FilmConfig(hidden=hidden):
+            side, _, channels = index.shape(0)
+            # Group norm: the context of a support is the same in training and in both modes.
+            set_encoder = Conv4(
+                channels=channels,
+                width=hidden,
+                size=config.data.size or side,
+                downsample="stride",
+                features="mean",
+                norm="group",
+            )
+            sizes = {"context": set_encoder.features, "features": encoder.features, "hidden": hidden}
+            return FilmLearner(Network(encoder, nn.Identity()), task, set_encoder, **sizes)
+        case MetaNetConfig(representation=representation, hidden=hidden):
+            _check_ways(config, "metanet")
+            return MetaNetLearner(
+                Network(encoder, nn.Identity()),
+                task,
+                features=encoder.features,
+                ways=config.data.ways,
+                representation=representation,
+                hidden=hidden,
+            )
         case _ as never:
             assert_never(never)
+
+
+def _check_ways(config: RunConfig, kind: str, way_out: str = "") -> None:
+    if evaluation_shape(config).ways != config.data.ways:
+        raise InputError(
+            f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {kind} learner "
+            f"has one output per way; make them equal{way_out}"
+        )
 
 
 def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network, task: Task) -> Learner:
@@ -286,7 +322,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         task,
         initial=initial,
         rule=rule,
-        estimate=_estimate(chosen, trained, config.seed),
+        estimate=_estimate(chosen.estimate, chosen, trained, config.seed),
         steps=chosen.steps,
         test_steps=chosen.test_steps or chosen.steps,
         support_weight=chosen.support_weight,
@@ -319,12 +355,14 @@ def _rule(config: GradientConfig, fast: Params) -> Rule:
             return MetaLstm(lr, hidden)
         case MlpConfig(lr=lr, hidden=hidden):
             return Mlp(lr, hidden)
+        case ProcedureConfig(lr=lr, momentum=momentum, normalised=normalised):
+            return Procedure(lr, config.steps, momentum=momentum, normalised=normalised)
         case _ as never:
             assert_never(never)
 
 
-def _estimate(config: GradientConfig, trained: Params, seed: int) -> Estimate:
-    match config.estimate:
+def _estimate(asked: EstimateConfig, config: GradientConfig, trained: Params, seed: int) -> Estimate:
+    match asked:
         case UnrolledConfig(recompute=recompute, multi_step=multi_step, first_order_until=until):
             if recompute and (multi_step or until):
                 raise InputError(
@@ -339,6 +377,15 @@ def _estimate(config: GradientConfig, trained: Params, seed: int) -> Estimate:
             return Implicit(damping, solver, iterations, tolerance)
         case EvolutionConfig(sigma=sigma, pairs=pairs):
             return Evolution(trained, sigma=sigma, pairs=pairs, seed=seed)
+        case EvolvedRuleConfig(sigma=sigma, pairs=pairs, rest=rest):
+            searched = {name: value for name, value in trained.items() if name.startswith("rule.")}
+            if not searched:
+                raise InputError(
+                    "learner.estimate.kind = es_rule evolves the parameters of the rule, and "
+                    f"learner.rule.kind = {config.rule.kind} has none; set learner.rule.kind = procedure"
+                )
+            evolution = Evolution(searched, sigma=sigma, pairs=pairs, seed=seed)
+            return EvolvedRule(_estimate(rest, config, trained, seed), evolution)
         case _ as never:
             assert_never(never)
 

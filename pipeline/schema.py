@@ -24,6 +24,7 @@ NonNegativeInt = Annotated[int, Number, Field(ge=0, le=LARGEST)]
 PositiveInt = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 AtLeastTwo = Annotated[int, Number, Field(ge=2, le=LARGEST)]
 PositiveFloat = Annotated[FiniteFloat, Number, Field(gt=0)]
+Share = Annotated[FiniteFloat, Number, Field(gt=0, lt=1)]
 
 
 class Config(BaseModel):
@@ -190,7 +191,7 @@ class LstmConfig(Config):
     """Meta-LSTM: the cell of an LSTM as an optimizer."""
 
     kind: Literal["lstm"] = "lstm"
-    lr: Annotated[FiniteFloat, Number, Field(gt=0, lt=1)] = 0.01
+    lr: Share = 0.01
     """Where the input gate starts."""
     hidden: PositiveInt = 20
 
@@ -202,8 +203,19 @@ class MlpConfig(_Rated):
     hidden: PositiveInt = 32
 
 
+class ProcedureConfig(_Rated):
+    """Rate, momentum, number of steps (up to learner.steps) and share of normalised steps as four learned numbers."""
+
+    kind: Literal["procedure"] = "procedure"
+    momentum: Share = 0.1
+    """Where the momentum starts."""
+    normalised: Share = 0.1
+    """Where the share of steps of one length starts."""
+
+
 RuleConfig = Annotated[
-    SgdConfig | PerElementConfig | PerStepConfig | CurvatureConfig | LstmConfig | MlpConfig, Field(discriminator="kind")
+    SgdConfig | PerElementConfig | PerStepConfig | CurvatureConfig | LstmConfig | MlpConfig | ProcedureConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -265,8 +277,21 @@ class EvolutionConfig(Config):
     """Antithetic pairs per meta-step."""
 
 
+class EvolvedRuleConfig(Config):
+    """The parameters of a learned rule evolve; another estimate serves all others."""
+
+    kind: Literal["es_rule"] = "es_rule"
+    sigma: PositiveFloat = 0.1
+    pairs: PositiveInt = 4
+    """Antithetic pairs per meta-step."""
+    rest: Annotated[UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig, Field(discriminator="kind")] = (
+        FirstOrderConfig()
+    )
+
+
 EstimateConfig = Annotated[
-    UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig | EvolutionConfig, Field(discriminator="kind")
+    UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig | EvolutionConfig | EvolvedRuleConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -334,8 +359,34 @@ class SvmConfig(Config):
     """Where the learned scale of the logits starts."""
 
 
+class FilmConfig(Config):
+    """CNAPs."""
+
+    kind: Literal["film"] = "film"
+    hidden: PositiveInt = 64
+    """Channels of the set encoder, and units of the networks that write scales, shifts and the classifier."""
+
+
+class MetaNetConfig(Config):
+    """Meta networks."""
+
+    kind: Literal["metanet"] = "metanet"
+    representation: PositiveInt = 64
+    """Units of the layer that has slow and fast weights."""
+    hidden: PositiveInt = 20
+    """Units of the networks that turn gradients into fast weights."""
+
+
 LearnerConfig = Annotated[
-    GradientConfig | PrototypeConfig | MatchingConfig | RelationConfig | RidgeConfig | LogisticConfig | SvmConfig,
+    GradientConfig
+    | PrototypeConfig
+    | MatchingConfig
+    | RelationConfig
+    | RidgeConfig
+    | LogisticConfig
+    | SvmConfig
+    | FilmConfig
+    | MetaNetConfig,
     Field(discriminator="kind"),
 ]
 

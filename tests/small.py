@@ -10,11 +10,12 @@ import torch
 
 from pipeline.config import parse
 from pipeline.episode import Batch, Episode
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -92,6 +93,19 @@ def evolved() -> GradientLearner:
     return learner
 
 
+def procedure(fast: dict) -> Procedure:
+    """At most two steps, of rate 0.1 at first."""
+    return Procedure(0.1, 2, momentum=0.2, normalised=0.1)
+
+
+def evolved_rule() -> GradientLearner:
+    """A procedure found by evolution strategies; the weights are MAML's."""
+    learner = gradient_learner(rule=procedure)
+    searched = {f"rule.{name}": value for name, value in learner.rule.named_parameters()}
+    learner.estimate = EvolvedRule(Unrolled(2), Evolution(searched, sigma=0.1, pairs=3, seed=0).double())
+    return learner
+
+
 def relation(**options) -> RelationLearner:
     """A relation network on maps of 4 × 4 pixels."""
     encoder = Conv4(channels=1, width=6, size=16, downsample="max_pool", features="map")
@@ -108,6 +122,29 @@ def maml_pp() -> GradientLearner:
     )
     learner.begin(5)
     return learner
+
+
+def stirred(learner: Learner, by: float, *parts: torch.nn.Module) -> Learner:
+    """With parts that start at zero somewhere else, as after some training."""
+    with torch.no_grad():
+        for value in torch.nn.ModuleList(parts).parameters():
+            value.add_(by * torch.randn_like(value))
+    return learner
+
+
+def film() -> Learner:
+    """CNAPs."""
+    model = network(prototype=True)
+    set_encoder = Conv4(channels=1, width=5, size=16, downsample="stride", features="mean", norm="group")
+    learner = FilmLearner(model, Classification(), set_encoder, context=5, features=6, hidden=7).double()
+    return stirred(learner, 0.2, learner.films)
+
+
+def metanet() -> Learner:
+    """Meta networks with a representation of five units."""
+    sizes = {"features": 6, "ways": WAYS, "representation": 5, "hidden": 7}
+    learner = MetaNetLearner(network(prototype=True), Classification(), **sizes).double()
+    return stirred(learner, 0.02, learner.write_representation, learner.write_head)
 
 
 LEARNERS = {
@@ -134,6 +171,8 @@ LEARNERS = {
     "meta-curvature": lambda: gradient_learner(rule=lambda fast: Curvature(0.1, fast)),
     "meta-lstm": lambda: gradient_learner(rule=lambda fast: MetaLstm(0.1, 3)),
     "mlp-optimizer": lambda: gradient_learner(rule=lambda fast: Mlp(0.1, 4)),
+    "procedure": lambda: gradient_learner(rule=procedure),
+    "evolved-rule": evolved_rule,
     "maml++": maml_pp,
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),
@@ -148,7 +187,12 @@ LEARNERS = {
         network(prototype=True), Classification(), penalty=0.5, scale=2.0, steps=5
     ).double(),
     "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
+    "cnaps": film,
+    "metanet": metanet,
 }
+
+OWN_HEAD = {"metanet"}
+"""Embedding learners with a classifier of their own, of a fixed number of ways."""
 
 
 def make(name: str) -> Learner:

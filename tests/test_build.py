@@ -17,11 +17,12 @@ from pipeline.data.index import Index
 from pipeline.data.sampler import Shape
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
@@ -126,6 +127,7 @@ RULES = {
     "curvature": Curvature,
     "lstm": MetaLstm,
     "mlp": Mlp,
+    "procedure": Procedure,
 }
 
 
@@ -167,7 +169,29 @@ EMBEDDING = {
     "ridge": RidgeLearner,
     "logistic": LogisticLearner,
     "svm": SvmLearner,
+    "film": FilmLearner,
+    "metanet": MetaNetLearner,
 }
+
+
+def test_a_rule_evolves_beside_any_other_estimate(config, index):
+    asked = {
+        "rule": {"kind": "procedure", "lr": 0.3},
+        "estimate": {"kind": "es_rule", "rest": {"kind": "reptile"}},
+        "steps": 4,
+    }
+    made = build.learner(config(learner=asked), index)
+    assert type(made.estimate) is EvolvedRule and type(made.estimate.rest) is Reptile
+    assert set(made.estimate.evolution.names) == {f"rule.{name}" for name, _ in made.rule.named_parameters()}
+    assert made.rule.log_rate.exp().item() == pytest.approx(0.3) and made.rule.count.item() == 2.25
+    build.learner(
+        config(
+            learner={**asked, "initial": {"kind": "prototypes"}, "estimate": {"kind": "es_rule"}}, evaluate={"ways": 5}
+        ),
+        index,
+    )
+    with pytest.raises(InputError, match="learner.rule.kind = sgd has none; set learner.rule.kind = procedure"):
+        build.learner(config(learner={**asked, "rule": {"kind": "sgd"}}), index)
 
 
 @pytest.mark.parametrize("kind", EMBEDDING)
@@ -289,6 +313,15 @@ def test_a_network_of_timm_is_the_one_asked_for(config, index):
     assert made.model.encoder.features == 512 and not list(made.model.buffers())
     with pytest.raises(InputError, match="model.name = 'resnet10': timm has no such model"):
         build.learner(config(model={"kind": "timm", "name": "resnet10"}), index)
+
+
+def test_the_amortised_learners_have_the_sizes_asked_for(config, index):
+    made = build.learner(config(learner={"kind": "film", "hidden": 9}, evaluate={"ways": 5}), index)
+    assert made.set_encoder.features == 9 and [film[-1].out_features for film in made.films] == [12] * 4
+    made = build.learner(config(learner={"kind": "metanet", "representation": 11, "hidden": 5}), index)
+    assert made.head.weight.shape == (3, 11) and made.write_head.layers[0].out_features == 5
+    with pytest.raises(InputError, match="evaluate.ways = 5 but data.ways = 3: the head of a metanet.*make them equal"):
+        build.learner(config(learner={"kind": "metanet"}, evaluate={"ways": 5}), index)
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):

@@ -15,10 +15,12 @@ from pipeline.tasks.task import Task
 
 Decide = Callable[[Tensor], Tensor]
 """Features of queries (samples, …) -> predictions (samples, ways)."""
+Embed = Callable[[Tensor, Normalise], Tensor]
+"""Inputs (samples, …) and how to normalise -> features (samples, …)."""
 
 
 class EmbeddingLearner(Learner, ABC):
-    """Nothing in its model changes inside an episode; what is its own is how features of the support decide on others.
+    """No gradient step is taken inside an episode; what is its own is how features of the support decide on others.
 
     Trained with the batch statistics of support and query together; inductive predictions use running averages of them.
     `parts` are modules beside the model whose norm layers take part in that.
@@ -28,6 +30,10 @@ class EmbeddingLearner(Learner, ABC):
         super().__init__()
         self.model, self.task = model, task
         self.running = Running(nn.ModuleList([model, *parts]))
+
+    def embed(self, support: Batch) -> Embed:
+        """What makes features in an episode with this support: the model as it is, unless a learner changes it."""
+        return self.model
 
     @abstractmethod
     def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
@@ -49,11 +55,12 @@ class EmbeddingLearner(Learner, ABC):
         if mode is Mode.TRANSDUCTIVE:
             return torch.no_grad()(lambda inputs: self._together(support, inputs, ways, by_batch))
         normalise = Given(self.running.statistics())
-        decide = self.learn(self.model(support.inputs, normalise), support.targets, ways, normalise)
-        return torch.no_grad()(lambda inputs: decide(self.model(inputs, normalise)))
+        embed = self.embed(support)
+        decide = self.learn(embed(support.inputs, normalise), support.targets, ways, normalise)
+        return torch.no_grad()(lambda inputs: decide(embed(inputs, normalise)))
 
     def _together(self, support: Batch, inputs: Tensor, ways: int, normalise: Normalise) -> Tensor:
-        features = self.model(torch.cat([support.inputs, inputs]), normalise)
+        features = self.embed(support)(torch.cat([support.inputs, inputs]), normalise)
         known = len(support.inputs)
         return self.learn(features[:known], support.targets, ways, normalise)(features[known:])
 

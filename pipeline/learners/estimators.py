@@ -261,23 +261,55 @@ class Evolution(Estimate):
                 into.copy_(torch.from_numpy(noise.normals(len(into))))
 
     def forward(self, problem: InnerProblem) -> Outcome:
+        with torch.no_grad():
+            outcome = self._at(problem, problem.meta)
+        return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, self.slopes(problem)))
+
+    @torch.no_grad()
+    def slopes(self, problem: InnerProblem) -> Params:
+        """g for the parameters that are evolved; all others stay as they are."""
         chosen = {name: value.detach() for name, value in problem.meta.items()}
         direction = {name: self.get_buffer(f"direction{n}") for n, name in enumerate(self.names)}
-        with torch.no_grad():
-            outcome = self._at(problem, chosen)
-            gradient = {name: torch.zeros_like(chosen[name]) for name in self.names}
-            for pair in range(self.pairs):
-                epsilon = {name: value[pair].reshape(chosen[name].shape) for name, value in direction.items()}
-                above, below = (
-                    self._at(
-                        problem, {**chosen, **_plus({n: chosen[n] for n in self.names}, sign * self.sigma, epsilon)}
-                    )
-                    for sign in (1.0, -1.0)
-                )
-                slope = (above.loss - below.loss) / (2 * self.sigma * self.pairs)
-                gradient = _plus(gradient, slope, epsilon)
-        return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, gradient))
+        gradient = {name: torch.zeros_like(chosen[name]) for name in self.names}
+        for pair in range(self.pairs):
+            epsilon = {name: value[pair].reshape(chosen[name].shape) for name, value in direction.items()}
+            above, below = (
+                self._at(problem, {**chosen, **_plus({n: chosen[n] for n in self.names}, sign * self.sigma, epsilon)})
+                for sign in (1.0, -1.0)
+            )
+            slope = (above.loss - below.loss) / (2 * self.sigma * self.pairs)
+            gradient = _plus(gradient, slope, epsilon)
+        return gradient
 
     def _at(self, problem: InnerProblem, meta: Params) -> Outcome:
         *_, last = trajectory(problem._replace(meta=meta), second_order=False)
         return problem.query(meta, last, problem.steps)
+
+
+@final
+class EvolvedRule(Estimate):
+    """Search over the learning procedure: the rule's parameters evolve, `rest` differentiates all others.
+
+    A meta-step estimates the gradient, at the rule's parameters, of the query loss smoothed over them (`Evolution`, with these
+    parameters alone varied). So it neither looks through the inner loop nor asks that a rule be differentiable, and a few
+    pairs are enough for the few numbers of a `Procedure`.
+    """
+
+    def __init__(self, rest: Estimate, evolution: Evolution):
+        super().__init__()
+        self.rest, self.evolution = rest, evolution
+        self.differentiates_slow, self.advice = rest.differentiates_slow, rest.advice
+
+    def begin(self, step: int) -> None:
+        self.rest.begin(step)
+        self.evolution.begin(step)
+
+    def phase(self) -> Hashable:
+        return self.rest.phase()
+
+    def forward(self, problem: InnerProblem) -> Outcome:
+        evolved = {name: problem.meta[name] for name in self.evolution.names}
+        held = {name: value.detach() for name, value in evolved.items()}
+        outcome = self.rest(problem._replace(meta={**problem.meta, **held}))
+        pull = with_gradient(torch.zeros_like(outcome.loss), evolved, self.evolution.slopes(problem))
+        return outcome._replace(loss=outcome.loss + pull)

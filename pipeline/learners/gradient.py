@@ -71,7 +71,7 @@ class GradientLearner(Learner):
         if not self.estimate.differentiates_rules and any(True for _ in self.rule.parameters()):
             raise InputError(
                 f"the estimate {_kind(self.estimate)} gives no gradient to the learned rule {_kind(self.rule)}; {way_out}, or "
-                "learner.rule.kind = sgd"
+                "es_rule with it as the rest, or learner.rule.kind = sgd"
             )
         slow = {n for n, p in self.model.named_parameters() if p.requires_grad} - self.initial.names
         if not self.estimate.differentiates_slow and (slow or self.initial.replaced):

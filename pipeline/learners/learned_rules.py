@@ -143,3 +143,39 @@ class Mlp(Rule):
             learned = (direction * torch.exp(size / 10)).reshape(gradient.shape)
             updates[name] = -self.lr * (gradient + learned)
         return updates, after
+
+
+@final
+class Procedure(Rule):
+    """A learning procedure as four numbers to be searched: rate r, momentum μ, number of steps n, share s of normalised steps.
+
+    vₜ = gₜ + μ vₜ₋₁ and φ ← φ − r wₜ ((1 − s) vₜ + s vₜ / rms(vₜ)) with wₜ = n − t cut to 0 … 1, rms being over a tensor: between
+    gradient descent and steps of one length, the last of them a fraction. It is kept as log r, n and logits; n starts in
+    the middle of 0 … `steps`, off the whole numbers, where w has a kink. All `steps` are computed, however small n is.
+    """
+
+    SMALLEST = 1e-12
+    """Added to a mean square, so that a gradient of zero gives no step."""
+
+    def __init__(self, lr: float, steps: int, *, momentum: float, normalised: float):
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.tensor(math.log(lr)))
+        self.count = nn.Parameter(torch.tensor((steps + 0.5) / 2))
+        self.momentum = nn.Parameter(torch.tensor(momentum).logit())
+        self.normalised = nn.Parameter(torch.tensor(normalised).logit())
+
+    def init(self, fast: Params) -> State:
+        return {"velocity": {name: torch.zeros_like(value) for name, value in fast.items()}}
+
+    def forward(
+        self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
+    ) -> tuple[Params, State]:
+        rate, share = self.log_rate.exp() * (self.count - step).clamp(0, 1), self.normalised.sigmoid()
+        updates: Params = {}
+        after: State = {"velocity": {}}
+        for name, gradient in gradients.items():
+            velocity = gradient + self.momentum.sigmoid() * state["velocity"][name]
+            after["velocity"][name] = velocity
+            size = (velocity.square().mean() + self.SMALLEST).sqrt()
+            updates[name] = -rate * ((1 - share) * velocity + share * velocity / size)
+        return updates, after

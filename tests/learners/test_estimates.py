@@ -1,16 +1,20 @@
 """Every estimate and rule against its defining equation, on problems that can be solved by hand."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
-from small import episode, gradient, gradient_learner, make, relative
+from small import episode, evolved_rule, gradient, gradient_learner, make, relative
 from torch.func import functional_call
 
 from pipeline.episode import Outcome
 from pipeline.errors import InputError
-from pipeline.learners.estimators import Evolution, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.initials import Prototypes
+from pipeline.learners.learned_rules import Procedure
 from pipeline.learners.learner import Mode
-from pipeline.learners.rules import PerElement, PerStep, Sgd
+from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.unroll import InnerProblem, trajectory
 
 A, B, C, RATE = 3.0, 2.0, 0.5, 0.1
@@ -167,6 +171,107 @@ def test_es_tends_to_the_exact_gradient_of_a_network():
     approximate.outcome(episode(1)).loss.backward()
     own, other = (torch.cat([dict(m.named_parameters())[n].grad.flatten() for n in head]) for m in (exact, approximate))
     assert torch.cosine_similarity(own, other, dim=0) > 0.7
+
+
+def searching(rule: Rule, rest=None, *, sigma: float, pairs: int) -> EvolvedRule:
+    searched = {f"rule.{name}": value for name, value in rule.named_parameters()}
+    return EvolvedRule(rest or Unrolled(3), Evolution(searched, sigma=sigma, pairs=pairs, seed=0).double())
+
+
+@pytest.mark.parametrize("rest", [Unrolled(3), Unrolled(3, recompute=True), FirstOrder(), Implicit(5.0, "cg", 3, 1.0)])
+def test_what_is_not_the_rule_keeps_the_gradient_of_the_other_estimate(rest):
+    one, other = (problem(Procedure(RATE, 3, momentum=0.2, normalised=0.1), steps=3) for _ in range(2))
+    expected = slopes(rest, other)
+    estimate = searching(Procedure(RATE, 3, momentum=0.2, normalised=0.1), rest, sigma=0.1, pairs=2)
+    assert estimate(one).loss.item() == rest(other).loss.item()
+    found = slopes(estimate, one)
+    assert {name: found[name] for name in ("theta", "omega")} == {name: expected[name] for name in ("theta", "omega")}
+    assert all(found[name] for name in found if name.startswith("rule."))
+
+
+def test_evolving_a_rule_in_every_direction_tends_to_its_exact_gradient():
+    """Along the axes, with steps so short that the loss is straight between them."""
+    rules = [Procedure(RATE, 3, momentum=0.2, normalised=0.1) for _ in range(2)]
+    exact = slopes(Unrolled(3), problem(rules[0], steps=3))
+    one, estimate = problem(rules[1], steps=3), searching(rules[1], sigma=1e-4, pairs=4)
+    for number in range(4):
+        estimate.evolution.get_buffer(f"direction{number}").copy_(2 * torch.eye(4)[:, number, None])
+    assert slopes(estimate, one) == pytest.approx(exact, rel=1e-6)
+
+
+def test_evolving_a_rule_estimates_the_gradient_of_the_smoothed_loss():
+    """E[F(log r + σε) ε] / σ by Gauss-Hermite quadrature, for 150 pairs within four standard errors; the exact slope is not."""
+    rule, sigma, pairs = Procedure(RATE, 1, momentum=1e-9, normalised=1e-9), 0.7, 150
+    with torch.no_grad():
+        rule.count.fill_(1.0)
+
+    def loss(log_rate):
+        phi = THETA - np.exp(log_rate) * A * (THETA - OMEGA)
+        return B / 2 * (phi - C) ** 2
+
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    smoothed = (weights * loss(math.log(RATE) + sigma * nodes) * nodes).sum() / weights.sum() / sigma
+    one = problem(rule, steps=1)
+    estimate = EvolvedRule(
+        Unrolled(1), Evolution({"rule.log_rate": one.meta["rule.log_rate"]}, sigma=sigma, pairs=pairs, seed=0)
+    )
+    drawn = estimate.evolution.get_buffer("direction0")[:, 0].numpy()
+    each = (loss(math.log(RATE) + sigma * drawn) - loss(math.log(RATE) - sigma * drawn)) * drawn / (2 * sigma)
+    found, error = slopes(estimate, one)["rule.log_rate"], each.std() / pairs**0.5
+    exact = slopes(Unrolled(1), problem(rule, steps=1))["rule.log_rate"]
+    assert found == pytest.approx(each.mean(), rel=1e-5)
+    assert abs(found - smoothed) < 4 * error < abs(exact - smoothed)
+
+
+def member(rule: Rule, number: int) -> InnerProblem:
+    """Of a family of quadratics in which support and query have the same minimum."""
+    omega = {"omega": torch.tensor(math.sin(7.0 * number), dtype=torch.float64)}
+    one = problem(rule, steps=3)
+    return one._replace(
+        meta={**one.meta, **omega},
+        query=lambda meta, fast, step: Outcome(A / 2 * (fast["phi"] - meta["omega"]) ** 2, {}, {}),
+    )
+
+
+@pytest.mark.parametrize("rate", [0.003, 1.0])
+def test_evolution_mends_a_bad_rate(rate):
+    """Far too small or diverging: the loss of ten other members falls to a fifth, with nothing else learned."""
+    rule = Procedure(rate, 3, momentum=0.1, normalised=0.05)
+    estimate, optimizer = searching(rule, FirstOrder(), sigma=0.1, pairs=2), torch.optim.Adam(rule.parameters(), lr=0.2)
+
+    def judged() -> float:
+        return sum(FirstOrder()(member(rule, number)).loss.item() for number in range(100, 110))
+
+    before = judged()
+    for step in range(30):
+        estimate.begin(step)
+        optimizer.zero_grad()
+        estimate(member(rule, step)).loss.backward()
+        optimizer.step()
+    assert judged() < 0.2 * before
+
+
+def test_a_rule_need_not_be_differentiable_to_evolve():
+    """A rate in whole tenths."""
+
+    class Rounded(Rule):
+        def __init__(self):
+            super().__init__()
+            self.rate = torch.nn.Parameter(torch.tensor(0.16))
+
+        def forward(self, gradients, fast, loss, state, *, step):
+            return {name: -(self.rate * 10).round() / 10 * g for name, g in gradients.items()}, state
+
+    assert slopes(Unrolled(1), problem(Rounded()))["rule.rate"] == 0
+    assert slopes(searching(Rounded(), sigma=0.1, pairs=8), problem(Rounded()))["rule.rate"] < 0
+
+
+def test_a_searched_rule_draws_anew_for_every_meta_step():
+    estimate, drawn = evolved_rule().estimate, []
+    for step in (4, 4, 5):
+        estimate.begin(step)
+        drawn.append(estimate.evolution.get_buffer("direction0").clone())
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 17])

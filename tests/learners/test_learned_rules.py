@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, scaled
+from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure, scaled
 
 SHAPES = {"conv.weight": (4, 3, 2, 2), "head.weight": (5, 4), "head.bias": (5,)}
 LOSS = torch.tensor(1.3, dtype=torch.float64)
@@ -91,3 +91,35 @@ def test_meta_lstm_is_the_cell_of_an_lstm():
         forget = torch.sigmoid(rule.forget(torch.cat([hidden, own[:, None], forget], 1)))
         own = (forget * own[:, None] - rate * gradient[:, None])[:, 0]
         assert torch.allclose(fast["w"], own)
+
+
+def stepped(rule: Procedure, steps: int) -> dict[str, torch.Tensor]:
+    """What the rule makes of the same gradients, so many times."""
+    fast = values(0)
+    state = rule.init(fast)
+    for step in range(steps):
+        updates, state = rule(values(1), fast, LOSS, state, step=step)
+        fast = {name: value + updates[name] for name, value in fast.items()}
+    return fast
+
+
+def test_a_procedure_is_its_equation():
+    """Rate 0.2, momentum 0.6, 2.25 of 4 steps, 30 % of every step of one length."""
+    rule = Procedure(0.2, 4, momentum=0.6, normalised=0.3).double()
+    found = stepped(rule, 4)
+    for name, gradient in values(1).items():
+        expected, velocity = values(0)[name], 0.0
+        for weight in (1.0, 1.0, 0.25, 0.0):
+            velocity = gradient + 0.6 * velocity
+            size = (velocity**2).sum().div(velocity.numel()).sqrt()
+            expected = expected - 0.2 * weight * (0.7 * velocity + 0.3 * velocity / size)
+        assert torch.allclose(found[name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 9])
+def test_a_procedure_of_whole_steps_is_gradient_descent_of_so_many(count):
+    rule = Procedure(0.2, 4, momentum=1e-12, normalised=1e-12).double()
+    with torch.no_grad():
+        rule.count.fill_(count)
+    found = stepped(rule, 4)
+    assert all(torch.allclose(found[n], v - 0.2 * min(count, 4) * values(1)[n]) for n, v in values(0).items())
