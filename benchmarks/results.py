@@ -91,10 +91,10 @@ METHODS = {
     "es-maml": Method(_gradient(estimate={"kind": "es", "pairs": 4, "sigma": 0.02})),
     "anil": Method(_gradient(adapts=r"head\..*")),
     "boil": Method(_gradient(adapts=r"encoder\..*")),
-    "bitfit": Method(_gradient(adapts=r".*\.bias")),
-    "film": Method(_gradient(adapts=r"encoder\.norms\..*")),
+    "bitfit": Method(_gradient(adapts=r".*\.bias"), scale=10.0),
+    "film": Method(_gradient(adapts=r"encoder\.norms\..*"), scale=10.0),
     "protomaml": Method(_gradient(initial={"kind": "prototypes"}), scale=0.2),
-    "cavia": Method(_gradient(initial={"kind": "context"}), model={"context": 100}, scale=5.0),
+    "cavia": Method(_gradient(initial={"kind": "context"}), model={"context": 100}, scale=10.0),
     "meta-sgd": Method(_gradient(rule={"kind": "per_element"}), published=_figures(99.5, 99.9, 95.9)),
     "maml++": Method(
         _gradient(rule={"kind": "per_step"}, estimate={"kind": "unrolled", "multi_step": 60, "first_order_until": 60}),
@@ -104,6 +104,11 @@ METHODS = {
     "meta-curvature": Method(_gradient(rule={"kind": "curvature"})),
     "meta-lstm": Method(_gradient(rule={"kind": "lstm"})),
     "mlp-optimizer": Method(_gradient(rule={"kind": "mlp"})),
+    "procedure": Method(
+        _gradient(rule={"kind": "procedure"}, estimate={"kind": "es_rule", "rest": {"kind": "unrolled"}})
+    ),
+    "cnaps": Method({"kind": "film"}),
+    "metanet": Method({"kind": "metanet"}),
     "matching": Method({"kind": "matching"}, published=_figures(98.1, 98.9, 93.8)),
     "relation": Method(
         {"kind": "relation"}, model={"features": "map"}, published=_figures(99.6, 99.8, 97.6, 55.0, 69.3)

@@ -43,7 +43,8 @@ def vit(*, steps: int = 0, rank: int = 0, frozen: bool = False) -> Vit:
     made = Vit(channels=1, size=16, patch=8, width=8, **options)
     with torch.no_grad():
         for value in made.parameters():
-            value.add_(0.1 * torch.randn(value.shape))
+            # Where all weights are small, so are tokens, and layer norm is too steep for a few steps at a common rate.
+            value.add_(0.5 * torch.randn(value.shape))
     if frozen:
         freeze_all_but_factors(made)
     return made
