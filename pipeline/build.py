@@ -11,22 +11,26 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.data.index import Index
-from pipeline.data.loader import Reader
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.loader import Loader, Reader
+from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
 from pipeline.data.shards import Shards
+from pipeline.data.stream import Stream, StreamReader
 from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Estimate, Evolution, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Context, Initial, Learned, Prototypes
+from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
+from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.heads import CosineLinear
 from pipeline.models.network import Network
+from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
 from pipeline.schema import (
@@ -35,12 +39,16 @@ from pipeline.schema import (
     ContextConfig,
     Conv4Config,
     CosineConfig,
+    CosineHeadConfig,
     CurvatureConfig,
     EvolutionConfig,
     FirstOrderConfig,
+    FreshConfig,
     GradientConfig,
+    HeadConfig,
     ImplicitConfig,
     LearnedConfig,
+    LinearHeadConfig,
     LogisticConfig,
     LstmConfig,
     MatchingConfig,
@@ -57,10 +65,12 @@ from pipeline.schema import (
     RunConfig,
     SgdConfig,
     StepConfig,
+    SupervisedConfig,
     SvmConfig,
     UnrolledConfig,
 )
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.task import Task
 
 Encoder = Conv4 | ResNet12
@@ -96,14 +106,57 @@ def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
     return Sampler(index, split, evaluation_shape(config), seed=0, turns=data.rotations)
 
 
+def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
+    """What supervised training reads: images of the training split, labelled by class."""
+    data = config.data
+    return Stream(
+        index,
+        data.train,
+        samples=chosen.samples,
+        batch=config.meta.batch,
+        seed=config.seed,
+        turns=data.rotations,
+        lanes=data.lanes,
+        window=chosen.window,
+    )
+
+
+def drawn(config: RunConfig, index: Index) -> Sampler | Stream:
+    """What training draws its episodes by."""
+    if isinstance(config.learner, SupervisedConfig):
+        return stream(config, index, config.learner)
+    return sampler(config, index, config.data.train)
+
+
+def loader(config: RunConfig, index: Index, *, rank: int, world: int) -> Loader:
+    """What brings a rank its episodes of training, ahead of use."""
+    source, read = drawn(config, index), reader(config, index)
+    share = {"batch": config.meta.batch, "rank": rank, "world": world, "depth": config.data.prefetch}
+    if isinstance(source, Stream):
+        # A stream is read in its order, so by one thread.
+        return Loader(source, StreamReader(source, read), **share, threads=1)
+    return Loader(source, read, **share, threads=config.data.threads)
+
+
+def trained_on(config: RunConfig, copy: Index) -> Index:
+    """The index of the data that a run was trained on, whose tars need not be there; the other one where it is gone."""
+    try:
+        return Index.without_shards(config.data.root)
+    except InputError:
+        return copy
+
+
 def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:
     """Reads samples as the config asks, with so many channels; none: with their own."""
     return Reader(Shards(index), config.data.invert, config.data.size, channels)
 
 
 def task(config: RunConfig) -> Task:
-    """The task."""
-    return Classification()
+    """The task; with a teacher, one whose loss listens to it."""
+    made = Classification()
+    if config.teacher is None:
+        return made
+    return Distilled(made, weight=config.teacher.weight, temperature=config.teacher.temperature)
 
 
 def learner(config: RunConfig, index: Index) -> Learner:
@@ -115,7 +168,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
-        made = _learner(config, encoder, task(config))
+        made = _learner(config, index, encoder, task(config))
     return made.double() if config.meta.precision == "float64" else made
 
 
@@ -157,7 +210,25 @@ def _gives_maps(config: RunConfig) -> bool:
     return isinstance(config.model, Conv4Config) and config.model.features == "map"
 
 
-def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
+def has_fixed_head(config: RunConfig) -> bool:
+    """Whether the learner has one output per way of training, so that it knows episodes of no other ways."""
+    chosen = config.learner
+    return isinstance(chosen, GradientConfig) and not (
+        isinstance(chosen.initial, PrototypesConfig | FreshConfig) and isinstance(chosen.rule, SgdConfig)
+    )
+
+
+def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Module:
+    match chosen:
+        case LinearHeadConfig():
+            return task.head(features, outputs)
+        case CosineHeadConfig(scale=scale):
+            return CosineLinear(features, outputs, scale=scale)
+        case _ as never:
+            assert_never(never)
+
+
+def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
     if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
         raise InputError(
             f"model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
@@ -165,15 +236,18 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
         )
     match config.learner:
         case GradientConfig() as chosen:
-            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(chosen.rule, SgdConfig)
-            if evaluation_shape(config).ways != config.data.ways and not is_free:
+            if evaluation_shape(config).ways != config.data.ways and has_fixed_head(config):
                 raise InputError(
                     f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a gradient learner "
-                    "has one output per way; make them equal, or set learner.initial.kind = prototypes"
+                    "has one output per way; make them equal, or set learner.initial.kind = prototypes or fresh"
                 )
-            return _gradient_learner(
-                config, chosen, Network(encoder, task.head(encoder.features, config.data.ways)), task
-            )
+            if chosen.statistics == "start" and config.start is None:
+                raise InputError(
+                    "learner.statistics = start: nothing is named that would bring norm statistics; "
+                    "set start to a supervised run, or learner.statistics = support"
+                )
+            head = _head(chosen.head, task, encoder.features, config.data.ways)
+            return _gradient_learner(config, chosen, Network(encoder, head), task)
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
         case MatchingConfig():
@@ -185,12 +259,19 @@ def _learner(config: RunConfig, encoder: Encoder, task: Task) -> Learner:
                 )
             relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
             return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
-        case RidgeConfig(penalty=penalty, scale=scale):
-            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale)
-        case LogisticConfig(penalty=penalty, scale=scale, steps=steps):
-            return LogisticLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps)
-        case SvmConfig(cost=cost, scale=scale):
-            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale)
+        case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
+            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
+        case LogisticConfig(penalty=penalty, scale=scale, steps=steps, normalise=unit):
+            return LogisticLearner(
+                Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps, unit=unit
+            )
+        case SvmConfig(cost=cost, scale=scale, normalise=unit):
+            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale, unit=unit)
+        case SupervisedConfig(head=head):
+            classes = len(classes_of(index, config.data.train)) * (QUARTER_TURNS if config.data.rotations else 1)
+            return SupervisedLearner(
+                Network(encoder, nn.Identity()), task, _head(head, task, encoder.features, classes)
+            )
         case _ as never:
             assert_never(never)
 
@@ -214,6 +295,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         steps=chosen.steps,
         test_steps=chosen.test_steps or chosen.steps,
         support_weight=chosen.support_weight,
+        running=Running(model) if chosen.statistics == "start" else None,
     )
 
 
@@ -222,7 +304,14 @@ def _initial(config: GradientConfig, model: Network) -> Initial:
         case LearnedConfig():
             return Learned(model, config.adapts)
         case PrototypesConfig():
+            if not isinstance(config.head, LinearHeadConfig):
+                raise InputError(
+                    "learner.initial.kind = prototypes sets weight and bias of a linear head; "
+                    "set learner.head.kind = linear, or learner.initial.kind = fresh"
+                )
             return Prototypes(model, config.adapts)
+        case FreshConfig():
+            return Fresh(model, config.adapts)
         case ContextConfig():
             return Context(model)
         case _ as never:
