@@ -12,9 +12,10 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.data.index import Index
-from pipeline.data.loader import Reader
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.loader import Loader, Reader
+from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
 from pipeline.data.shards import Shards
+from pipeline.data.stream import Stream, StreamReader
 from pipeline.episode import Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
@@ -22,15 +23,18 @@ from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Context, Initial, Learned, Prototypes
+from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
+from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
 from pipeline.models.foreign import Foreign
+from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
+from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
 from pipeline.models.rnn import Rnn
@@ -42,6 +46,7 @@ from pipeline.schema import (
     ContextConfig,
     Conv4Config,
     CosineConfig,
+    CosineHeadConfig,
     CrossEntropyConfig,
     CurvatureConfig,
     EstimateConfig,
@@ -50,9 +55,12 @@ from pipeline.schema import (
     FilmConfig,
     FirstOrderConfig,
     FocalConfig,
+    FreshConfig,
     GradientConfig,
+    HeadConfig,
     ImplicitConfig,
     LearnedConfig,
+    LinearHeadConfig,
     LogisticConfig,
     LstmConfig,
     MatchingConfig,
@@ -73,12 +81,14 @@ from pipeline.schema import (
     SgdConfig,
     SquaredErrorConfig,
     StepConfig,
+    SupervisedConfig,
     SvmConfig,
     TimmConfig,
     UnrolledConfig,
     VitConfig,
 )
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
@@ -115,14 +125,57 @@ def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
     return Sampler(index, split, evaluation_shape(config), seed=0, turns=data.rotations)
 
 
+def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
+    """What supervised training reads: images of the training split, labelled by class."""
+    data = config.data
+    return Stream(
+        index,
+        data.train,
+        samples=chosen.samples,
+        batch=config.meta.batch,
+        seed=config.seed,
+        turns=data.rotations,
+        lanes=data.lanes,
+        window=chosen.window,
+    )
+
+
+def drawn(config: RunConfig, index: Index) -> Sampler | Stream:
+    """What training draws its episodes by."""
+    if isinstance(config.learner, SupervisedConfig):
+        return stream(config, index, config.learner)
+    return sampler(config, index, config.data.train)
+
+
+def loader(config: RunConfig, index: Index, *, rank: int, world: int) -> Loader:
+    """What brings a rank its episodes of training, ahead of use."""
+    source, read = drawn(config, index), reader(config, index)
+    share = {"batch": config.meta.batch, "rank": rank, "world": world, "depth": config.data.prefetch}
+    if isinstance(source, Stream):
+        # A stream is read in its order, so by one thread.
+        return Loader(source, StreamReader(source, read), **share, threads=1)
+    return Loader(source, read, **share, threads=config.data.threads)
+
+
+def trained_on(config: RunConfig, copy: Index) -> Index:
+    """The index of the data that a run was trained on, whose tars need not be there; the other one where it is gone."""
+    try:
+        return Index.without_shards(config.data.root)
+    except InputError:
+        return copy
+
+
 def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:
     """Reads samples as the config asks, with so many channels; none: with their own."""
     return Reader(Shards(index), config.data.invert, config.data.size, channels)
 
 
 def task(config: RunConfig) -> Task:
-    """The task."""
-    return Classification(_loss(config))
+    """The task; with a teacher, one whose loss listens to it."""
+    made = Classification(_loss(config))
+    if config.teacher is None:
+        return made
+    return Distilled(made, weight=config.teacher.weight, temperature=config.teacher.temperature)
 
 
 def _loss(config: RunConfig) -> Loss:
@@ -149,7 +202,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
         torch.manual_seed(config.seed)
         encoder = _encoder(config, index)
         made = _learner(config, index, encoder, task(config))
-    if not any(value.requires_grad for value in made.parameters()):
+    if config.meta.steps and not any(value.requires_grad for value in made.parameters()):
         raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
 
@@ -235,6 +288,25 @@ def _gives_maps(config: RunConfig) -> bool:
     return isinstance(config.model, Conv4Config) and config.model.features == "map"
 
 
+def has_fixed_head(config: RunConfig) -> bool:
+    """Whether the learner has one output per way of training, so that it knows episodes of no other ways."""
+    chosen = config.learner
+    if not isinstance(chosen, GradientConfig):
+        return isinstance(chosen, MetaNetConfig)
+    has_free_rule = isinstance(chosen.rule, SgdConfig | ProcedureConfig)
+    return not (has_free_rule and isinstance(chosen.initial, PrototypesConfig | FreshConfig))
+
+
+def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Module:
+    match chosen:
+        case LinearHeadConfig():
+            return task.head(features, outputs)
+        case CosineHeadConfig(scale=scale):
+            return CosineLinear(features, outputs, scale=scale)
+        case _ as never:
+            assert_never(never)
+
+
 def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
     if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
         raise InputError(
@@ -243,14 +315,15 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
         )
     match config.learner:
         case GradientConfig() as chosen:
-            is_free = isinstance(chosen.initial, PrototypesConfig) and isinstance(
-                chosen.rule, SgdConfig | ProcedureConfig
-            )
-            if not is_free:
-                _check_ways(config, "gradient", ", or set learner.initial.kind = prototypes")
-            return _gradient_learner(
-                config, chosen, Network(encoder, task.head(encoder.features, config.data.ways)), task
-            )
+            if has_fixed_head(config):
+                _check_ways(config, ", or set learner.initial.kind = prototypes or fresh")
+            if chosen.statistics == "start" and config.start is None:
+                raise InputError(
+                    "learner.statistics = start: nothing is named that would bring norm statistics; "
+                    "set start to a supervised run, or learner.statistics = support"
+                )
+            head = _head(chosen.head, task, encoder.features, config.data.ways)
+            return _gradient_learner(config, chosen, Network(encoder, head), task)
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
         case MatchingConfig():
@@ -266,12 +339,6 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 )
             relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
             return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
-        case RidgeConfig(penalty=penalty, scale=scale):
-            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale)
-        case LogisticConfig(penalty=penalty, scale=scale, steps=steps):
-            return LogisticLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps)
-        case SvmConfig(cost=cost, scale=scale):
-            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale)
         case FilmConfig(hidden=hidden):
             side, _, channels = index.shape(0)
             # Group norm: the context of a support is the same in training and in both modes.
@@ -286,7 +353,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             sizes = {"context": set_encoder.features, "features": encoder.features, "hidden": hidden}
             return FilmLearner(Network(encoder, nn.Identity()), task, set_encoder, **sizes)
         case MetaNetConfig(representation=representation, hidden=hidden):
-            _check_ways(config, "metanet")
+            _check_ways(config)
             return MetaNetLearner(
                 Network(encoder, nn.Identity()),
                 task,
@@ -295,15 +362,28 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 representation=representation,
                 hidden=hidden,
             )
+        case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
+            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
+        case LogisticConfig(penalty=penalty, scale=scale, steps=steps, normalise=unit):
+            return LogisticLearner(
+                Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps, unit=unit
+            )
+        case SvmConfig(cost=cost, scale=scale, normalise=unit):
+            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale, unit=unit)
+        case SupervisedConfig(head=head):
+            classes = len(classes_of(index, config.data.train)) * (QUARTER_TURNS if config.data.rotations else 1)
+            return SupervisedLearner(
+                Network(encoder, nn.Identity()), task, _head(head, task, encoder.features, classes)
+            )
         case _ as never:
             assert_never(never)
 
 
-def _check_ways(config: RunConfig, kind: str, way_out: str = "") -> None:
+def _check_ways(config: RunConfig, way_out: str = "") -> None:
     if evaluation_shape(config).ways != config.data.ways:
         raise InputError(
-            f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {kind} learner "
-            f"has one output per way; make them equal{way_out}"
+            f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {config.learner.kind} "
+            f"learner has one output per way; make them equal{way_out}"
         )
 
 
@@ -326,6 +406,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         steps=chosen.steps,
         test_steps=chosen.test_steps or chosen.steps,
         support_weight=chosen.support_weight,
+        running=Running(model) if chosen.statistics == "start" else None,
     )
 
 
@@ -334,7 +415,14 @@ def _initial(config: GradientConfig, model: Network) -> Initial:
         case LearnedConfig():
             return Learned(model, config.adapts)
         case PrototypesConfig():
+            if not isinstance(config.head, LinearHeadConfig):
+                raise InputError(
+                    "learner.initial.kind = prototypes sets weight and bias of a linear head; "
+                    "set learner.head.kind = linear, or learner.initial.kind = fresh"
+                )
             return Prototypes(model, config.adapts)
+        case FreshConfig():
+            return Fresh(model, config.adapts)
         case ContextConfig():
             return Context(model)
         case _ as never:

@@ -132,6 +132,28 @@ def latest(folder: Path) -> Checkpoint:
     raise InputError("; ".join([f"{folder} holds no whole checkpoint", *told]))
 
 
+def best(run: Path) -> Path:
+    """The best checkpoint of a run by validation; the newest whole one where the best is damaged.
+
+    Raises:
+        InputError: none is whole.
+    """
+    newest = latest(run / "checkpoints")
+    chosen = run / "checkpoints" / f"step-{newest.state['best_step']:08d}"
+    try:
+        load(chosen)
+    except InputError:
+        return run / "checkpoints" / f"step-{newest.step:08d}"
+    return chosen
+
+
+def meant(folder: Path) -> Path | None:
+    """The checkpoint that a person means by its folder or by a run's, the best one then; None where it is neither."""
+    if (folder / "manifest.json").exists() and (folder / "state.json").exists():
+        return folder
+    return best(folder) if (folder / "checkpoints").is_dir() else None
+
+
 def faults(folder: Path) -> list[str]:
     """A sentence for every checkpoint newer than the newest whole one, or for all if none is whole."""
     found = []

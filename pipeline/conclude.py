@@ -6,12 +6,13 @@ import importlib.metadata
 import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline import build, evaluate, spool, tracking
+from pipeline import build, checkpoint, evaluate, spool, tracking
 from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
@@ -29,14 +30,15 @@ CURVE_EPISODES = 50
 PICTURE_EPISODE = 0
 
 
-def tell_start(run: Path, config: RunConfig, index: Index) -> None:
-    """Settings, data-set hash, git revision and versions, and that the run is running."""
+def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str, str]) -> None:
+    """Settings, data-set hash, git revision and versions, what it begins from, and that the run is running."""
     told = Spool(run)
     told.params({key: str(value) for key, value in flatten(dump(config)).items()})
     told.tags(
         {
             "data.fingerprint": index.fingerprint,
             "config.fingerprint": fingerprint(config),
+            **origins,
             "mlflow.source.git.commit": _revision(),
             "python": platform.python_version(),
             **{f"version.{name}": importlib.metadata.version(name) for name in VERSIONS},
@@ -67,7 +69,7 @@ def _revision() -> str:
 
 def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearner) -> dict[str, Any]:
     """Evaluate the best checkpoint and the untrained learner on the same test episodes, draw the pictures, keep it all."""
-    best = evaluate.best(run)
+    best = checkpoint.best(run)
     subject = Subject(dump(config), str(best.absolute()), make_learner)
     asked = {"split": config.data.test, "episodes": config.evaluate.episodes, "workers": config.workers.count}
     began = time.monotonic()
@@ -99,12 +101,14 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
 
 
 def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
-    """The pictures of a run: an episode with predictions, the loss curve, and for gradient learners the adaptation curve."""
+    """An episode with predictions, the loss curve of what was trained, and for gradient learners the adaptation curve."""
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     config, index, learner, _ = evaluate.restored(subject)
     with one_thread():
-        made = [_draw_episode(folder / "episode.png", config, index, learner), _draw_losses(folder / "losses.png", run)]
+        made = [_draw_episode(folder / "episode.png", config, index, learner)]
+        if config.meta.steps:
+            made.append(_draw_losses(folder / "losses.png", run))
         if isinstance(learner, GradientLearner):
             made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner, floor))
     return made

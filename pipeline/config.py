@@ -37,7 +37,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     config = parse(tree, str(path))
     # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
     data = config.data.model_copy(update={"root": _fixed(config.data.root)})
-    return config.model_copy(update={"runs": _fixed(config.runs), "data": data})
+    fixed: dict[str, Any] = {"runs": _fixed(config.runs), "data": data}
+    if config.start is not None:
+        fixed["start"] = _fixed(config.start)
+    if config.teacher is not None:
+        fixed["teacher"] = config.teacher.model_copy(update={"start": _fixed(config.teacher.start)})
+    return config.model_copy(update=fixed)
 
 
 def _fixed(path: Path) -> Path:

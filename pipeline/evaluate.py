@@ -24,6 +24,7 @@ from pipeline.judging import Judgement, Score, judged, pooled, score
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
+from pipeline.start import started
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
 
@@ -141,9 +142,11 @@ def restored(subject: Subject) -> Restored:
     """
     config = parse(dict(subject.config), "checkpoint")
     index = Index.open(subject.data or config.data.root)
-    trained = _trained_on(config, index) if subject.data else index
-    learner = subject.make_learner(config, trained)
-    if subject.checkpoint:
+    trained = build.trained_on(config, index) if subject.data else index
+    if not subject.checkpoint:
+        learner = started(config, trained, subject.make_learner)
+    else:
+        learner = subject.make_learner(config, trained)
         weights = dict(checkpoint.load(Path(subject.checkpoint)).learner)
         try:
             learner.load_state_dict(weights, strict=True)
@@ -154,14 +157,6 @@ def restored(subject: Subject) -> Restored:
             ) from error
     channels = trained.shape(0)[2]
     return Restored(_read_alike(config, trained, index), index, learner, channels)
-
-
-def _trained_on(config: RunConfig, copy: Index) -> Index:
-    """The index of the data that a run was trained on, whose tars need not be there; the other one where it is gone."""
-    try:
-        return Index.without_shards(config.data.root)
-    except InputError:
-        return copy
 
 
 def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
@@ -223,22 +218,9 @@ def find(target: Path, runs: Path) -> Path:
         InputError: there is none.
     """
     for folder in (target, runs / target):
-        if (folder / "manifest.json").exists() and (folder / "state.json").exists():
-            return folder
-        if (folder / "checkpoints").is_dir():
-            return best(folder)
+        if (found := checkpoint.meant(folder)) is not None:
+            return found
     raise InputError(f"{target} is neither a run under {runs} nor a checkpoint; `metashard runs` lists the runs")
-
-
-def best(run: Path) -> Path:
-    """The best checkpoint of a run by validation; the newest whole one where the best is damaged."""
-    newest = checkpoint.latest(run / "checkpoints")
-    chosen = run / "checkpoints" / f"step-{newest.state['best_step']:08d}"
-    try:
-        checkpoint.load(chosen)
-    except InputError:
-        return run / "checkpoints" / f"step-{newest.step:08d}"
-    return chosen
 
 
 def subject_of(

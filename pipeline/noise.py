@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     PACK = 6
     GLYPH = 7
     TUNE = 8
+    STREAM = 9
 
 
 class Noise:

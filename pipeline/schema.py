@@ -235,7 +235,28 @@ class ContextConfig(Config):
     kind: Literal["context"] = "context"
 
 
-InitialConfig = Annotated[LearnedConfig | PrototypesConfig | ContextConfig, Field(discriminator="kind")]
+class FreshConfig(Config):
+    """Fine-tuning: the head starts anew in every episode, at zero or (cosine) at imprinted weights."""
+
+    kind: Literal["fresh"] = "fresh"
+
+
+InitialConfig = Annotated[LearnedConfig | PrototypesConfig | ContextConfig | FreshConfig, Field(discriminator="kind")]
+
+
+class LinearHeadConfig(Config):
+    kind: Literal["linear"] = "linear"
+
+
+class CosineHeadConfig(Config):
+    """Scores by direction alone (Baseline++)."""
+
+    kind: Literal["cosine"] = "cosine"
+    scale: PositiveFloat = 10.0
+    """Where the learned scale of the cosines starts."""
+
+
+HeadConfig = Annotated[LinearHeadConfig | CosineHeadConfig, Field(discriminator="kind")]
 
 
 class UnrolledConfig(Config):
@@ -299,6 +320,7 @@ class GradientConfig(Config):
     kind: Literal["gradient"] = "gradient"
     adapts: str = ".*"
     """Pattern on whole parameter names, as `encoder.convs.0.weight`, `head.bias`."""
+    head: HeadConfig = LinearHeadConfig()
     initial: InitialConfig = LearnedConfig()
     rule: RuleConfig = SgdConfig()
     steps: PositiveInt = 5
@@ -307,6 +329,8 @@ class GradientConfig(Config):
     estimate: EstimateConfig = UnrolledConfig()
     support_weight: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
     """Weight of the adapted support loss beside the query loss in the meta-loss."""
+    statistics: Literal["support", "start"] = "support"
+    """By what norm layers normalise inductively: the support's own statistics, or those kept by the run in `start`."""
 
 
 class PrototypeConfig(Config):
@@ -335,6 +359,8 @@ class RidgeConfig(Config):
     """Where the learned weight of |W|² starts."""
     scale: PositiveFloat = 10.0
     """Where the learned scale of the logits starts; a regression of one-hot labels gives about 0 and 1."""
+    normalise: bool = False
+    """Whether features are divided by their length."""
 
 
 class LogisticConfig(Config):
@@ -347,6 +373,8 @@ class LogisticConfig(Config):
     """Where the learned scale of the logits starts."""
     steps: PositiveInt = 5
     """Steps of Newton's method."""
+    normalise: bool = False
+    """Whether features are divided by their length (RFS)."""
 
 
 class SvmConfig(Config):
@@ -357,6 +385,19 @@ class SvmConfig(Config):
     """Weight of the slack beside |W|² / 2."""
     scale: PositiveFloat = 1.0
     """Where the learned scale of the logits starts."""
+    normalise: bool = False
+    """Whether features are divided by their length."""
+
+
+class SupervisedConfig(Config):
+    """A classifier of the training split's classes; new classes go to the nearest centroid of its features."""
+
+    kind: Literal["supervised"] = "supervised"
+    head: HeadConfig = LinearHeadConfig()
+    samples: AtLeastTwo = 64
+    """Images per part of a mini-batch; `meta.batch` parts make a step."""
+    window: PositiveInt = 4096
+    """Images of a lane that are shuffled, and held in memory as packed, at a time."""
 
 
 class FilmConfig(Config):
@@ -386,7 +427,8 @@ LearnerConfig = Annotated[
     | LogisticConfig
     | SvmConfig
     | FilmConfig
-    | MetaNetConfig,
+    | MetaNetConfig
+    | SupervisedConfig,
     Field(discriminator="kind"),
 ]
 
@@ -429,7 +471,8 @@ ScheduleConfig = Annotated[ConstantConfig | CosineConfig | StepConfig, Field(dis
 class MetaConfig(Config):
     """The outer loop."""
 
-    steps: PositiveInt
+    steps: NonNegativeInt
+    """0: nothing is trained; what the run starts from is evaluated."""
     batch: PositiveInt = 4
     """Episodes per meta-step, over all workers together."""
     optimizer: OptimizerConfig = AdamConfig()
@@ -498,6 +541,17 @@ class TrackingConfig(Config):
     """How long the end of a run waits for MLflow; `metashard sync` sends what is left."""
 
 
+class TeacherConfig(Config):
+    """Distillation: the query loss listens to a learner trained before."""
+
+    start: Path
+    """The teacher's run or checkpoint."""
+    weight: Annotated[FiniteFloat, Number, Field(ge=0, le=1)] = 0.5
+    """Share of the teacher in the loss; the labels have the rest."""
+    temperature: PositiveFloat = 4.0
+    """By which both sets of logits are divided."""
+
+
 class RunConfig(Config):
     """A complete run."""
 
@@ -508,6 +562,9 @@ class RunConfig(Config):
     task: ClassificationConfig = ClassificationConfig()
     model: ModelConfig = Conv4Config()
     learner: LearnerConfig
+    start: Path | None = None
+    """A run, a checkpoint or a .safetensors file with the initial values; none: they are random."""
+    teacher: TeacherConfig | None = None
     meta: MetaConfig
     validation: ValidationConfig = ValidationConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

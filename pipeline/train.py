@@ -26,6 +26,8 @@ from pipeline.errors import InputError
 from pipeline.loop import ASKED
 from pipeline.schema import RunConfig
 from pipeline.session import connected
+from pipeline.start import provenance, started
+from pipeline.teacher import taught
 from pipeline.worker import STOP_FILE, Job, work
 
 CONFIG_FILE = "config.yaml"
@@ -57,7 +59,8 @@ def fit(
     Raises:
         InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
-    index = check(config, make_learner)
+    index = check(config, make_learner, is_new=resume is None)
+    origins = provenance(config) if resume is None else {}
     folder = None if resume is None else resumed_run(config, resume)
     uri = config.tracking.uri or tracking.default_uri(config.runs)
     is_alone = config.workers.count == 1 and config.workers.ray == "auto"
@@ -69,7 +72,7 @@ def fit(
         job = Job(dump(config), str(folder.absolute()), make_learner)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
-        tell_start(folder, config, index)
+        tell_start(folder, config, index, origins)
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
         sender.start()
         status = "FAILED"
@@ -121,16 +124,20 @@ def _stoppable(folder: Path) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def check(config: RunConfig, make_learner: MakeLearner = build.learner) -> Index:
-    """Find out before anything starts whether the run can be made at all; returns the index of its data."""
+def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_new: bool = True) -> Index:
+    """Find out before anything starts whether the run can be made at all; returns the index of its data.
+
+    A run that goes on no longer needs what it started from.
+    """
     index = Index.open(config.data.root)
     data = config.data
-    for split in (data.train, data.validation, data.test):
-        sampler = build.sampler(config, index, split)
-        for lane in range(sampler.lanes):
-            sampler.draw(0, lane)
-    assign([sampler.shape.cost] * config.meta.batch, config.workers.count, lanes=data.lanes)
-    make_learner(config, index)
+    training = build.drawn(config, index)
+    for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
+        for lane in range(source.lanes):
+            source.draw(0, lane)
+    assign([training.cost] * config.meta.batch, config.workers.count, lanes=data.lanes)
+    learner = started(config, index, make_learner) if is_new else make_learner(config, index)
+    taught(config, index, learner)
     return index
 
 

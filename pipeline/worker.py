@@ -32,6 +32,8 @@ from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.schema import RunConfig
 from pipeline.spool import Spool
+from pipeline.start import started
+from pipeline.teacher import taught
 from pipeline.tracking import system_metrics
 
 SYSTEM_EVERY_S = 10.0
@@ -59,26 +61,20 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
     saved = _latest(job.folder / "checkpoints")
     _set_threads(config, saved)
     _set_precision(config)
-    learner = job.make_learner(config, index).to(device)
+    # A run that goes on has its values in its checkpoint.
+    made = started(config, index, job.make_learner) if saved is None else job.make_learner(config, index)
+    learner = made.to(device)
+    trainee = taught(config, index, learner).to(device)
     optimizer = build.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
-    sampler = build.sampler(config, index, config.data.train)
-    loader = Loader(
-        sampler,
-        build.reader(config, index),
-        batch=config.meta.batch,
-        rank=ranks.rank(),
-        world=ranks.world(),
-        depth=config.data.prefetch,
-        threads=config.data.threads,
-    )
+    loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world())
     with loader, _told(job) as told:
         if saved is not None:
             plan = Plan(*saved.state["plan"])
         else:
-            plan = _plan(config, loader, learner, build.place(config, device), autocast, told)
+            plan = _plan(config, loader, trainee, build.place(config, device), autocast, told)
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
-        engine = Engine(learner, plan, autocast)
+        engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
         save = functools.partial(_save, job, config, learner, optimizer, plan, report)
         if saved is None:
@@ -157,11 +153,13 @@ def _plan(
 ) -> Plan:
     """The engine's plan: the config's, or what rank 0 measures on its first episodes or has measured in an earlier run."""
     chosen = config.engine
-    if chosen.mode != "auto":
+    trials = []
+    if config.meta.steps == 0:
+        plan = Plan("loop", 1)
+    elif chosen.mode != "auto":
         plan = Plan(chosen.mode, 1 if chosen.mode == "loop" else chosen.chunk, chosen.layout)
-        trials = []
     else:
-        plan, trials = None, []
+        plan = None
         if ranks.rank() == 0:
             drawn = loader.sampler
             episodes = [bring(loader.reader.episode(drawn.draw(0, number))) for number in loader.numbers]
@@ -205,6 +203,7 @@ def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
         torch.cuda.get_device_name() if cuda else "",
     ]
     asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
+    asked.append(config.teacher and config.teacher.model_dump(mode="json"))
     shapes = [str(signature(episode)) for episode in episodes]
     told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

@@ -12,21 +12,27 @@ from pipeline.config import parse
 from pipeline.episode import Batch, Episode
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
+from pipeline.learners.distil import DistilledLearner
 from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Context, Learned, Prototypes
+from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
+from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
+from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
+from pipeline.models.norm import Recorded, Running
 from pipeline.models.relation import Relation
 from pipeline.models.rnn import Rnn
 from pipeline.models.vit import Vit
 from pipeline.schema import RunConfig
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.distilled import Distilled
+from pipeline.tasks.task import Task
 
 WAYS = 3
 
@@ -55,11 +61,23 @@ def rnn(*, steps: int = 0) -> Rnn:
     return Rnn(inputs=16, width=4, layers=1, bidirectional=True)
 
 
-def network(*, encoder: Callable[..., torch.nn.Module] = conv4, prototype: bool = False, **options) -> Network:
-    """An encoder in float64, with a linear head or none."""
+def network(
+    *, encoder: Callable[..., torch.nn.Module] = conv4, prototype: bool = False, cosine: bool = False, **options
+) -> Network:
+    """An encoder in float64, with a linear head, a cosine head or none."""
     made = encoder(**options)
-    head = torch.nn.Identity() if prototype else Classification().head(made.features, WAYS)
+    if prototype:
+        return Network(made, torch.nn.Identity()).double()
+    head = CosineLinear(made.features, WAYS, scale=2.0) if cosine else Classification().head(made.features, WAYS)
     return Network(made, head).double()
+
+
+def kept_statistics(model: Network) -> Running:
+    """Norm statistics as a run leaves them behind: those of one episode."""
+    recorded, running = Recorded(), Running(model, momentum=1.0).double()
+    model(episode(0).query.inputs, recorded)
+    running.absorb(recorded.statistics)
+    return running
 
 
 def gradient_learner(
@@ -70,20 +88,23 @@ def gradient_learner(
     rule: Callable[[dict], Rule] = lambda fast: Sgd(0.1),
     steps: int = 2,
     support_weight: float = 0.0,
+    kept: bool = False,
+    task: Task | None = None,
     **options,
 ) -> GradientLearner:
-    """MAML and its kin on conv4 with norm or another encoder; `options` are the model's."""
+    """MAML and its kin on conv4 with norm or another encoder; `kept`: norm statistics of the start; `options`: of the model."""
     model = network(**{"steps": steps, **options})
     start = initial(model) if initial is Context else initial(model, adapts)
     return GradientLearner(
         model,
-        Classification(),
+        task or Classification(),
         initial=start,
         rule=rule({name: value for name, value in model.named_parameters() if name in start.names}).double(),
         estimate=estimate or Unrolled(steps),
         steps=steps,
         test_steps=steps + 1,
         support_weight=support_weight,
+        running=kept_statistics(model) if kept else None,
     )
 
 
@@ -148,6 +169,27 @@ def metanet() -> Learner:
     return stirred(learner, 0.02, learner.write_representation, learner.write_head)
 
 
+def supervised(*, cosine: bool = False) -> SupervisedLearner:
+    """A classifier of the three classes that `episode` has."""
+    head = network(cosine=cosine).head
+    return SupervisedLearner(network(prototype=True), Classification(), head).double()
+
+
+def rfs() -> LogisticLearner:
+    """Logistic regression on features of length one."""
+    return LogisticLearner(
+        network(prototype=True), Classification(), penalty=0.5, scale=2.0, steps=5, unit=True
+    ).double()
+
+
+def distilled(*, weight: float = 0.5) -> DistilledLearner:
+    """MAML that listens to prototypes on a wider network."""
+    task = Distilled(Classification(), weight=weight, temperature=3.0)
+    encoder = Conv4(channels=1, width=8, size=16, downsample="stride", features="mean")
+    teacher = PrototypeLearner(Network(encoder, torch.nn.Identity()), Classification())
+    return DistilledLearner(gradient_learner(task=task), teacher).double()
+
+
 LEARNERS = {
     "maml": lambda: gradient_learner(),
     "maml-max-pool": lambda: gradient_learner(downsample="max_pool"),
@@ -187,6 +229,13 @@ LEARNERS = {
     "logistic": lambda: LogisticLearner(
         network(prototype=True), Classification(), penalty=0.5, scale=2.0, steps=5
     ).double(),
+    "supervised": supervised,
+    "supervised-cosine": lambda: supervised(cosine=True),
+    "fine-tuned": lambda: gradient_learner(initial=Fresh),
+    "fine-tuned-kept": lambda: gradient_learner(r"head\..*", initial=Fresh, kept=True),
+    "baseline++": lambda: gradient_learner(r"head\.weight", initial=Fresh, cosine=True, kept=True),
+    "rfs": rfs,
+    "distilled": distilled,
     "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
     "cnaps": film,
     "metanet": metanet,

@@ -6,7 +6,7 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import evaluate, prepare
+from pipeline import checkpoint, evaluate, prepare
 from pipeline.config import dump
 from pipeline.learners.learner import Mode
 from pipeline.noise import Noise, Purpose
@@ -23,7 +23,7 @@ PROTOTYPES = {
 
 
 def accuracy(run: Path, episodes: int) -> tuple[float, float]:
-    subject = evaluate.subject_of(evaluate.best(run))
+    subject = evaluate.subject_of(checkpoint.best(run))
     found = evaluate.evaluate(subject, split="test", episodes=episodes, workers=1)
     return found.scores[Mode.INDUCTIVE]["accuracy"].mean, found.scores[Mode.INDUCTIVE]["accuracy"].interval
 

@@ -282,7 +282,7 @@ CHANGES = {
     "name": "other", "seed": 4, "data.root": "y", "data.invert": True, "data.prefetch": 9, "model.width": 8,
     "learner.steps": 2, "learner.rule.lr": 0.3, "meta.steps": 101, "meta.clip": 9.0, "validation.every": 51,
     "evaluate.mode": "transductive", "engine.chunk": 5, "runs": "z", "workers.count": 3, "workers.threads": 1,
-    "tracking.uri": "http://x", "tracking.experiment": "y", "checkpoint.every": 7, "checkpoint.keep": 1,
+    "start": "x", "tracking.uri": "http://x", "tracking.experiment": "y", "checkpoint.every": 7, "checkpoint.keep": 1,
 }  # fmt: skip
 
 

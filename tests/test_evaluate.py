@@ -42,7 +42,7 @@ def test_interval_is_196_standard_errors():
 
 
 def test_evaluation_is_repeatable_and_above_the_untrained_floor(run):
-    subject = evaluate.subject_of(evaluate.best(run))
+    subject = evaluate.subject_of(checkpoint.best(run))
     first, again = (evaluate.evaluate(subject, split="test", episodes=60, workers=1) for _ in range(2))
     floor = evaluate.evaluate(subject._replace(checkpoint=""), split="test", episodes=60, workers=1)
     assert first == again and set(first.scores) == set(Mode)
@@ -50,7 +50,7 @@ def test_evaluation_is_repeatable_and_above_the_untrained_floor(run):
 
 
 def test_the_first_episodes_do_not_depend_on_how_many_there_are(run):
-    config, index, *_ = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
+    config, index, *_ = evaluate.restored(evaluate.subject_of(checkpoint.best(run)))
     sampler = build.sampler(config, index, "test")
     other = build.sampler(config.model_copy(update={"seed": 5}), index, "test")
     assert all(sampler.draw(0, n).classes == other.draw(0, n).classes for n in range(20))
@@ -107,7 +107,7 @@ def test_the_worst_decile_is_the_mean_of_the_lowest_tenth():
 
 
 def test_an_evaluation_as_json(run):
-    found = evaluate.evaluate(evaluate.subject_of(evaluate.best(run)), split="test", episodes=20, workers=1).as_json()
+    found = evaluate.evaluate(evaluate.subject_of(checkpoint.best(run)), split="test", episodes=20, workers=1).as_json()
     for mode in Mode:
         told = found[mode.value]
         assert set(told["accuracy"]) == {"mean", "interval", "episodes"}
@@ -120,13 +120,13 @@ def test_an_evaluation_as_json(run):
 
 @pytest.mark.ray
 def test_two_workers_give_the_very_same_figures(cluster, run):
-    subject = evaluate.subject_of(evaluate.best(run))
+    subject = evaluate.subject_of(checkpoint.best(run))
     alone = evaluate.evaluate(subject, split="test", episodes=31, workers=1)
     assert evaluate.evaluate(subject, split="test", episodes=31, workers=2) == alone
 
 
 def test_a_missing_split_or_run_is_an_input_error(run, tmp_path):
-    subject = evaluate.subject_of(evaluate.best(run))
+    subject = evaluate.subject_of(checkpoint.best(run))
     with pytest.raises(InputError, match="no split 'dev'"):
         evaluate.evaluate(subject, split="dev", episodes=10, workers=1)
     with pytest.raises(InputError, match="at least 2"):
@@ -136,7 +136,7 @@ def test_a_missing_split_or_run_is_an_input_error(run, tmp_path):
 
 
 def test_a_run_is_found_by_id_by_folder_and_by_checkpoint(run):
-    best = evaluate.best(run)
+    best = checkpoint.best(run)
     found = [evaluate.find(target, run.parent) for target in (run, type(run)(run.name), best)]
     assert found == [best] * 3
 
@@ -144,21 +144,21 @@ def test_a_run_is_found_by_id_by_folder_and_by_checkpoint(run):
 def test_a_damaged_best_checkpoint_gives_way_to_the_newest(tmp_path, glyphs_root):
     config = small_config(glyphs_root, tmp_path, validation={"every": 2}, checkpoint={"every": 2, "keep": 9})
     work_here(dump(config), str(tmp_path / "run"))
-    best = evaluate.best(tmp_path / "run")
+    best = checkpoint.best(tmp_path / "run")
     (best / "COMPLETE").unlink()
-    assert evaluate.best(tmp_path / "run") != best
+    assert checkpoint.best(tmp_path / "run") != best
     with pytest.raises(InputError, match="COMPLETE"):
         checkpoint.load(best)
 
 
 def test_a_learner_of_ones_own_is_evaluated_alike(run):
-    config, _, learner, _ = evaluate.restored(evaluate.subject_of(evaluate.best(run)))
+    config, _, learner, _ = evaluate.restored(evaluate.subject_of(checkpoint.best(run)))
 
     def mine(config, index):
         return learner
 
     subject = Subject(dump(config), "", mine)
-    trained = evaluate.subject_of(evaluate.best(run))
+    trained = evaluate.subject_of(checkpoint.best(run))
     figures = [evaluate.evaluate(s, split="test", episodes=8, workers=1).scores for s in (subject, trained)]
     assert figures[0] == figures[1]
 
@@ -167,7 +167,7 @@ def test_a_learner_of_ones_own_is_evaluated_alike(run):
 def maml(tmp_path_factory, glyphs_root):
     place = tmp_path_factory.mktemp("maml")
     work_here(dump(small_config(glyphs_root, place)), str(place / "run"))
-    return evaluate.best(place / "run")
+    return checkpoint.best(place / "run")
 
 
 def test_inner_steps_at_test_time(maml, run):
@@ -175,7 +175,7 @@ def test_inner_steps_at_test_time(maml, run):
     found = [evaluate.evaluate(subject, split="test", episodes=12, workers=1) for subject in (usual, more)]
     assert [each.inner_steps for each in found] == [1, 4] and found[0].pooled != found[1].pooled
     with pytest.raises(InputError, match="--test-steps 4: learner.kind = prototype .* takes no inner steps"):
-        evaluate.subject_of(evaluate.best(run), test_steps=4)
+        evaluate.subject_of(checkpoint.best(run), test_steps=4)
     with pytest.raises(InputError, match="learner.test_steps = 0"):
         evaluate.subject_of(maml, test_steps=0)
 
@@ -218,7 +218,7 @@ def first_episode(subject: Subject):
 @pytest.mark.parametrize(("size", "within"), [(16, 1e-6), (20, 0.05)])
 def test_other_sizes_and_channels_come_as_the_model_takes_them(run, other_data, size, within):
     """The same samples in colour are the same images; at 20 pixels they are made 16 again, and look alike."""
-    path, data = evaluate.best(run), other_data(size, 3)
+    path, data = checkpoint.best(run), other_data(size, 3)
     subjects = evaluate.subject_of(path), evaluate.subject_of(path, data=data)
     assert evaluate.restored(subjects[1]).index.shape(0) == (size, size, 3)
     own, other = (first_episode(subject).query.inputs for subject in subjects)
@@ -232,7 +232,7 @@ def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_dat
     colour = other_data(16, 3)
     splits = {"train": "test", "validation": "test"}
     work_here(dump(small_config(colour, tmp_path, data=splits, learner={"kind": "prototype"})), str(tmp_path / "run"))
-    path = evaluate.best(tmp_path / "run")
+    path = checkpoint.best(tmp_path / "run")
     own, grey = (evaluate.subject_of(path, data=data, asked={"ways": 4}) for data in (None, glyphs_root))
     assert evaluate.restored(grey).channels == 3
     figures = [evaluate.evaluate(s, split="test", episodes=20, workers=1).scores[Mode.INDUCTIVE] for s in (own, grey)]
@@ -240,7 +240,7 @@ def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_dat
 
 
 def test_where_the_training_data_are_gone_other_data_count_as_a_copy(run, glyphs_root, other_data):
-    subject = evaluate.subject_of(evaluate.best(run))
+    subject = evaluate.subject_of(checkpoint.best(run))
     gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
     moved = subject._replace(config=gone, data=str(glyphs_root))
     found = [evaluate.evaluate(each, split="test", episodes=8, workers=1) for each in (subject, moved)]
@@ -257,7 +257,7 @@ def test_where_the_training_data_are_gone_other_data_count_as_a_copy(run, glyphs
     ],
 )
 def test_images_that_cannot_be_converted_are_an_input_error(run, trained, other, said):
-    config = evaluate.restored(evaluate.subject_of(evaluate.best(run))).config
+    config = evaluate.restored(evaluate.subject_of(checkpoint.best(run))).config
     indexes = [SimpleNamespace(root="data", shape=lambda row, shape=shape: shape) for shape in (trained, other)]
     with pytest.raises(InputError, match=said):
         evaluate._read_alike(config, *indexes)

@@ -15,7 +15,7 @@ LAYERS = {
     1: {"data", "models", "tasks"},
     2: {"learners"},
     3: {"engine", "loop", "checkpoint", "judging", "ranks", "spool", "shipment", "tracking", "pictures"},
-    4: {"schema", "config", "faults", "build"},
+    4: {"schema", "config", "faults", "build", "start", "teacher"},
     5: {"worker", "session", "evaluate", "compare", "conclude", "prepare", "train", "report", "watch"},
     6: {"cli"},
 }

@@ -133,6 +133,10 @@ class Index:
         offset, size, crc = self._members[role]
         return Location(int(self.shard_of[row]), int(offset[row]), int(size[row]), int(crc[row]))
 
+    def offsets(self, role: str) -> np.ndarray:
+        """Where the members of this role begin in their shards, by row; negative where a sample has none."""
+        return self._members[role][0]
+
     def shape(self, row: int) -> tuple[int, int, int]:
         """(height, width, channels) of a sample's image as stored."""
         height, width, channels = self._shapes

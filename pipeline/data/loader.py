@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.data.images import resize, with_channels
 from pipeline.data.sampler import Draw, Sampler, assign
 from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+
+Drawn = TypeVar("Drawn")
+Drawn_co = TypeVar("Drawn_co", covariant=True)
+Drawn_contra = TypeVar("Drawn_contra", contravariant=True)
 
 
 class Reader(NamedTuple):
@@ -31,14 +36,21 @@ class Reader(NamedTuple):
         return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
 
     def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:
-        images = [self._image(int(row), turns) for own, turns in zip(rows, draw.turns, strict=True) for row in own]
+        images = (self.shards.image(int(row)) for row in rows.flat)
+        turns = np.repeat(draw.turns, rows.shape[1])
+        return Batch(self.inputs(rows.flat, images, turns), torch.arange(len(rows)).repeat_interleave(rows.shape[1]))
+
+    def inputs(self, rows: Iterable[int], stored: Iterable[np.ndarray], turns: Iterable[int]) -> Tensor:
+        """The inputs of a batch from its rows, their images as stored and the quarter turns of each."""
+        rows = [int(row) for row in rows]
+        images = [self._image(row, image, int(n)) for row, image, n in zip(rows, stored, turns, strict=True)]
         # What the model is built for: an episode may well consist of odd images only.
         height, width, channels = self.shards.index.shape(0)
         expected = (self.size or height, self.size or width, self.channels or channels)
-        for image, row in zip(images, rows.reshape(-1), strict=True):
+        for image, row in zip(images, rows, strict=True):
             if image.shape != expected:
                 raise InputError(
-                    f"{self.shards.index.root}: sample {self.shards.index.key(int(row))!r} is {image.shape}, not {expected} "
+                    f"{self.shards.index.root}: sample {self.shards.index.key(row)!r} is {image.shape}, not {expected} "
                     "(height, width, channels); set data.size, or pack with --size and --channels"
                 )
         pixels = np.stack(images)
@@ -46,11 +58,9 @@ class Reader(NamedTuple):
         if pixels.dtype != np.uint8:  # torch has neither all types nor byte orders
             pixels = pixels.astype(np.float32)
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(white)
-        labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
-        return Batch(1 - inputs if self.invert else inputs, labels)
+        return 1 - inputs if self.invert else inputs
 
-    def _image(self, row: int, turns: int) -> np.ndarray:
-        image = self.shards.image(row)
+    def _image(self, row: int, image: np.ndarray, turns: int) -> np.ndarray:
         if self.size is not None and image.shape[:2] != (self.size, self.size):
             image = resize(image, self.size)
         if self.channels is not None:
@@ -67,22 +77,47 @@ class Share(NamedTuple):
     episodes: list[Episode]
 
 
-class Loader:
+class Drawing(Protocol[Drawn_co]):
+    """What says which samples make up an episode."""
+
+    lanes: int
+
+    @property
+    def cost(self) -> int: ...
+
+    def draw(self, step: int, number: int) -> Drawn_co: ...
+
+
+class Reading(Protocol[Drawn_contra]):
+    """What makes an episode of the samples that were drawn for it."""
+
+    def episode(self, draw: Drawn_contra, /) -> Episode: ...
+
+
+class Loader(Generic[Drawn]):
     """Reads this rank's episodes of the steps to come in the background; `waited_s` is what the loop waited for them.
 
     Use it as a context manager: leaving it ends its threads.
     """
 
     def __init__(
-        self, sampler: Sampler, reader: Reader, *, batch: int, rank: int, world: int, depth: int = 2, threads: int = 1
+        self,
+        sampler: Drawing[Drawn],
+        reader: Reading[Drawn],
+        *,
+        batch: int,
+        rank: int,
+        world: int,
+        depth: int = 2,
+        threads: int = 1,
     ):
         self.sampler, self.reader, self.depth = sampler, reader, depth
-        self.numbers = assign([sampler.shape.cost] * batch, world, lanes=sampler.lanes)[rank]
+        self.numbers = assign([sampler.cost] * batch, world, lanes=sampler.lanes)[rank]
         self.waited_s = 0.0
         self._pending: dict[int, list[Future[Episode]]] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> Loader[Drawn]:
         return self
 
     def __exit__(self, *_) -> None:

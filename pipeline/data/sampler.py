@@ -46,6 +46,13 @@ class Pool(NamedTuple):
     starts: np.ndarray
 
 
+def classes_of(index: Index, split: str) -> np.ndarray:
+    """The class ids of a split; `InputError` if there is no such split."""
+    if split not in index.splits:
+        raise InputError(f"{index.root} has no split {split!r}; it has {', '.join(sorted(index.splits))}")
+    return np.asarray(index.splits[split])
+
+
 class Sampler:
     """Draws fixed way/shot episodes from one split of an index.
 
@@ -57,12 +64,10 @@ class Sampler:
     def __init__(
         self, index: Index, split: str, shape: Shape, *, seed: int, turns: bool, lanes: int = 1, deal_every: int = 1000
     ):
-        if split not in index.splits:
-            raise InputError(f"{index.root} has no split {split!r}; it has {', '.join(sorted(index.splits))}")
         self.index, self.split, self.shape = index, split, shape
         self.seed, self.lanes, self.deal_every = seed, lanes, deal_every
         self.turns = QUARTER_TURNS if turns else 1
-        self.classes = np.asarray(index.splits[split])
+        self.classes = classes_of(index, split)
         self._check()
         # Episodes go round the lanes: a cache with fewer places than lanes would never be hit.
         self._lane_pool = lru_cache(maxsize=lanes)(self._deal)
@@ -84,6 +89,11 @@ class Sampler:
             )
         if self.lanes > len(self.index.shards):
             raise InputError(f"data.lanes = {self.lanes} is more than the {len(self.index.shards)} shards; lower it")
+
+    @property
+    def cost(self) -> int:
+        """What an episode costs, the same for all of them."""
+        return self.shape.cost
 
     def draw(self, step: int, number: int) -> Draw:
         """The episode `number` of meta-step `step`.

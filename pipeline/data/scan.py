@@ -102,7 +102,7 @@ class _Scanner:
         if match is None:
             return False
         extension = match[2].lower()
-        return _role(extension) is not None or extension in (self.class_field, "cls")
+        return role_of(extension) is not None or extension in (self.class_field, "cls")
 
     def add(self, member: Member) -> None:
         """Take the next member."""
@@ -139,7 +139,7 @@ class _Scanner:
         roles: dict[str, Member] = {}
         try:
             for extension, member in self._parts.items():
-                role = _role(extension)
+                role = role_of(extension)
                 if role in roles:
                     raise InputError(f"has two {role} members, {roles[role].name!r} and {member.name!r}")
                 if role:
@@ -182,7 +182,7 @@ class _Scanner:
         elif "cls" in self._parts:
             label = _text(self._parts["cls"])
         else:
-            known = [*sorted(fields), *sorted(extension for extension in self._parts if _role(extension) is None)]
+            known = [*sorted(fields), *sorted(extension for extension in self._parts if role_of(extension) is None)]
             hint = f"give --class-field, one of {', '.join(known)}" if known else "give it a JSON member with its class"
             raise InputError(f"has no {self.class_field!r}; {hint}")
         if isinstance(label, bool) or not isinstance(label, str | int):
@@ -200,7 +200,8 @@ class _Scanner:
         self._faults.append((key, f"{self.shard}: {what}"))
 
 
-def _role(extension: str) -> str | None:
+def role_of(extension: str) -> str | None:
+    """What a member of this extension is in its sample: "image", "json" or "mask"."""
     if extension in images.EXTENSIONS or extension == "npy":
         return "image"
     return {"json": "json", "mask.png": "mask"}.get(extension)

@@ -40,7 +40,7 @@ class Shards:
 
     def read(self, row: int, role: str) -> bytes:
         """The bytes of a sample's "image", "json" or "mask"; `InputError` if they are not those that were indexed."""
-        shard, offset, size, crc = self.index.locate(row, role)
+        shard, offset, size, _ = self.index.locate(row, role)
         try:
             file = self._file(shard)  # held until the bytes are there: another thread may drop it meanwhile
             data = self._pread(file.descriptor, offset, size)
@@ -48,13 +48,20 @@ class Shards:
             raise InputError(f"{self._what(row, role)}: {error.strerror}; is the disk still there?") from None
         if len(data) != size:
             raise InputError(f"{self._what(row, role)}: shard ends {size - len(data)} bytes early; copy it again")
-        if zlib.crc32(data) != crc:
+        return self.checked(row, role, data)
+
+    def checked(self, row: int, role: str, data: bytes) -> bytes:
+        """The bytes, however they were read; `InputError` if they are not those that were indexed."""
+        if zlib.crc32(data) != self.index.locate(row, role).crc:
             raise InputError(f"{self._what(row, role)}: bytes changed since they were indexed (crc32); copy it again")
         return data
 
     def image(self, row: int) -> np.ndarray:
         """The (height, width, channels) image of a sample; raw: a read-only view of what was read, as stored."""
-        data = self.read(row, "image")
+        return self.decoded(row, self.read(row, "image"))
+
+    def decoded(self, row: int, data: bytes) -> np.ndarray:
+        """As `image`, from the bytes of the sample's image."""
         if self.index.store == "encoded":
             return decode(data, self._what(row, "image"))
         height, width, channels = self.index.shape(row)

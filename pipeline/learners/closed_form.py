@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.learners.embedding import Decide, EmbeddingLearner
+from pipeline.models.heads import directions
 from pipeline.models.norm import Normalise
 from pipeline.tasks.losses import memberships
 from pipeline.tasks.task import Task
@@ -22,11 +23,13 @@ from pipeline.tasks.task import Task
 class LinearLearner(EmbeddingLearner, ABC):
     """Predicts the logits scale · query · W, the scale being learned.
 
-    The papers' learned bias, one number for all classes, is left out: cross-entropy does not see it.
+    The papers' learned bias, one number for all classes, is left out: cross-entropy does not see it. `unit`: features count by
+    their direction alone, each divided by its length (RFS; Tian et al. 2020).
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, scale: float):
+    def __init__(self, model: nn.Module, task: Task, *, scale: float, unit: bool = False):
         super().__init__(model, task)
+        self.unit = unit
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
     @abstractmethod
@@ -38,14 +41,18 @@ class LinearLearner(EmbeddingLearner, ABC):
 
         # Solvers need all digits, whatever the encoder computes in.
         with torch.autocast(support.device.type, enabled=False):
-            support = support.to(dtype)
+            support = self._seen(support)
             weights = support.T @ self.coefficients(support @ support.T, memberships(labels, ways, dtype))
 
         def decide(query: Tensor) -> Tensor:
             with torch.autocast(query.device.type, enabled=False):
-                return self.log_scale.exp() * (query.to(dtype) @ weights)
+                return self.log_scale.exp() * (self._seen(query) @ weights)
 
         return decide
+
+    def _seen(self, features: Tensor) -> Tensor:
+        features = features.to(self.log_scale.dtype)
+        return directions(features) if self.unit else features
 
 
 @final
@@ -55,8 +62,8 @@ class RidgeLearner(LinearLearner):
     W = Xᵀ (X Xᵀ + λ I)⁻¹ Y minimises |X W − Y|² + λ |W|² by the Woodbury identity; λ is learned.
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, penalty: float, scale: float):
-        super().__init__(model, task, scale=scale)
+    def __init__(self, model: nn.Module, task: Task, *, penalty: float, scale: float, unit: bool = False):
+        super().__init__(model, task, scale=scale, unit=unit)
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
 
     def coefficients(self, gram: Tensor, members: Tensor) -> Tensor:
@@ -71,8 +78,8 @@ class LogisticLearner(LinearLearner):
     and z = m + y σ(−y m) / s, a step of iteratively reweighted least squares is w = Xᵀ (X Xᵀ + λ diag(s)⁻¹)⁻¹ z.
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, penalty: float, scale: float, steps: int):
-        super().__init__(model, task, scale=scale)
+    def __init__(self, model: nn.Module, task: Task, *, penalty: float, scale: float, steps: int, unit: bool = False):
+        super().__init__(model, task, scale=scale, unit=unit)
         self.steps = steps
         self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
 
@@ -99,8 +106,8 @@ class SvmLearner(LinearLearner):
 
     advice = "the support vector machine of an episode may not have been solved: lower learner.cost, or the outer learning rate"
 
-    def __init__(self, model: nn.Module, task: Task, *, cost: float, scale: float):
-        super().__init__(model, task, scale=scale)
+    def __init__(self, model: nn.Module, task: Task, *, cost: float, scale: float, unit: bool = False):
+        super().__init__(model, task, scale=scale, unit=unit)
         self.cost = cost
 
     def coefficients(self, gram: Tensor, members: Tensor) -> Tensor:

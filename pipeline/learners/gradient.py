@@ -17,7 +17,7 @@ from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.learners.rules import Rule
 from pipeline.learners.unroll import InnerProblem, trajectory
 from pipeline.models.network import Network
-from pipeline.models.norm import ByBatch, Given, Normalise, Recorded, by_batch
+from pipeline.models.norm import ByBatch, Given, Normalise, Recorded, Running
 from pipeline.tasks.task import Task
 
 
@@ -26,7 +26,8 @@ class GradientLearner(Learner):
     """MAML and its kin (Finn, Abbeel and Levine 2017): take `steps` inner steps on the support loss.
 
     While it trains, and in transductive mode, norm layers use the statistics of the batch at hand, as in the paper's
-    code; in inductive mode queries are normalised by the support's statistics under the adapted weights.
+    code; in inductive mode queries are normalised by the support's statistics under the adapted weights. With `running`, the
+    statistics of the run it starts from, these are used instead, in training too: only transductive mode does without.
 
     With `support_weight` λ the meta-loss is query loss + λ · support loss, both at the adapted weights.
     """
@@ -42,11 +43,12 @@ class GradientLearner(Learner):
         steps: int,
         test_steps: int,
         support_weight: float = 0.0,
+        running: Running | None = None,
     ):
         super().__init__()
         for name in initial.replaced:
             model.get_parameter(name).requires_grad_(False)
-        self.model, self.task, self.initial, self.rule = model, task, initial, rule
+        self.model, self.task, self.initial, self.rule, self.running = model, task, initial, rule, running
         self.estimate, self.steps, self.test_steps, self.support_weight = estimate, steps, test_steps, support_weight
         self.advice = estimate.advice
         self._check()
@@ -92,27 +94,29 @@ class GradientLearner(Learner):
     @torch.no_grad()
     def predictors(self, support: Batch, ways: int, *, mode: Mode) -> Iterator[Predictor]:
         """A predictor before adaptation and after each of the `test_steps` inner steps, for adaptation curves."""
-        problem = self._problem(support, support, ways, self.test_steps)
+        problem = self._problem(support, support, ways, self.test_steps, mode)
         for step, fast in enumerate(trajectory(problem, second_order=False)):
             yield self._predictor(fast, self._normalise(fast, support, mode, step))
 
     def _call(self, params: Mapping[str, Tensor], fast: Params, inputs: Tensor, normalise: Normalise) -> Tensor:
         return functional_call(self.model, {**params, **fast}, (inputs, normalise))
 
-    def _problem(self, support: Batch, query: Batch, ways: int, steps: int) -> InnerProblem:
+    def _problem(
+        self, support: Batch, query: Batch, ways: int, steps: int, mode: Mode = Mode.INDUCTIVE
+    ) -> InnerProblem:
         def embed(params: Params, inputs: Tensor) -> Tensor:
-            return functional_call(self.model.encoder, _part("encoder", params), (inputs, by_batch))
+            return functional_call(self.model.encoder, _part("encoder", params), (inputs, self._within(mode, 0)))
 
         def start(meta: Params) -> Params:
             arguments = (_part("model", meta), support, ways, embed)
             return functional_call(self.initial, _part("initial", meta), arguments)
 
         def support_loss(meta: Params, fast: Params, step: int) -> Tensor:
-            predictions = self._call(_part("model", meta), fast, support.inputs, ByBatch(step))
+            predictions = self._call(_part("model", meta), fast, support.inputs, self._within(mode, step))
             return self.task.loss(predictions, support.targets)
 
         def judged(meta: Params, fast: Params, step: int) -> Outcome:
-            predictions = self._call(_part("model", meta), fast, query.inputs, ByBatch(step))
+            predictions = self._call(_part("model", meta), fast, query.inputs, self._within(mode, step))
             loss = self.task.loss(predictions, query.targets)
             metrics = self.task.metrics(predictions, query.targets)
             if self.support_weight:
@@ -128,9 +132,16 @@ class GradientLearner(Learner):
 
         return InnerProblem(dict(self.named_parameters()), start, support_loss, judged, init, update, steps)
 
-    def _normalise(self, fast: Params, support: Batch, mode: Mode, step: int) -> Normalise:
-        if mode is Mode.TRANSDUCTIVE:
+    def _within(self, mode: Mode, step: int) -> Normalise:
+        """How a batch is normalised in the inner loop and in training."""
+        if self.running is None or mode is Mode.TRANSDUCTIVE:
             return ByBatch(step)
+        return Given(self.running.statistics(), step)
+
+    def _normalise(self, fast: Params, support: Batch, mode: Mode, step: int) -> Normalise:
+        """How queries are normalised after adapting."""
+        if self.running is not None or mode is Mode.TRANSDUCTIVE:
+            return self._within(mode, step)
         recorded = Recorded(step)
         self._call(dict(self.model.named_parameters()), fast, support.inputs, recorded)
         return Given(recorded.statistics, step)

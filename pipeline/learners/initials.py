@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from pipeline.episode import Batch, Params
 from pipeline.errors import InputError
-from pipeline.learners.metric import class_means
+from pipeline.learners.metric import class_means, imprinted
+from pipeline.models.heads import CosineLinear
+from pipeline.models.network import Network
 
 Embed = Callable[[Params, Tensor], Tensor]
 """(parameters, inputs) -> features (samples, features) of the encoder."""
@@ -76,6 +78,28 @@ class Prototypes(Initial):
     def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
         means = class_means(embed(params, support.inputs), support.targets, ways)
         head = {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
+        return {name: value for name, value in params.items() if name in self.names} | head
+
+
+@final
+class Fresh(Initial):
+    """The head starts anew in every episode, so that `ways` may differ: the Baseline of Chen et al. 2019.
+
+    A linear head starts at zero. A cosine head, which has no direction there, starts as the imprinted weights of the support;
+    its scale is kept. What else adapts is a pattern as in `Learned`.
+    """
+
+    def __init__(self, model: Network, adapts: str):
+        super().__init__()
+        self.is_cosine = isinstance(model.head, CosineLinear)
+        self.replaced = frozenset({"head.weight"} if self.is_cosine else {"head.weight", "head.bias"})
+        self.names = matching(model, adapts) | self.replaced
+
+    def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:
+        if self.is_cosine:
+            head = {"head.weight": imprinted(embed(params, support.inputs), support.targets, ways)}
+        else:
+            head = {name: params[name].new_zeros((ways, *params[name].shape[1:])) for name in self.replaced}
         return {name: value for name, value in params.items() if name in self.names} | head
 
 

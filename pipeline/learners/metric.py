@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.learners.embedding import Decide, EmbeddingLearner
+from pipeline.models.heads import directions
 from pipeline.models.norm import Normalise
 from pipeline.models.relation import Relation
 from pipeline.tasks.losses import memberships
@@ -20,6 +21,11 @@ def class_means(features: Tensor, labels: Tensor, ways: int) -> Tensor:
     # A matrix product instead of index_add: the same sum in one order on every device, and vmap-friendly.
     members = (labels[None, :] == torch.arange(ways, device=labels.device)[:, None]).to(features.dtype)
     return members @ features / members.sum(1, keepdim=True)
+
+
+def imprinted(features: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """Directions of the classes' mean directions, (ways, features): weights of a cosine head (Qi et al. 2018, "imprinting")."""
+    return directions(class_means(directions(features), labels, ways))
 
 
 def squared_distance(queries: Tensor, prototypes: Tensor) -> Tensor:
