@@ -302,7 +302,7 @@ class EvolvedRuleConfig(Config):
     """The parameters of a learned rule evolve; another estimate serves all others."""
 
     kind: Literal["es_rule"] = "es_rule"
-    sigma: PositiveFloat = 0.1
+    sigma: PositiveFloat = 0.01
     pairs: PositiveInt = 4
     """Antithetic pairs per meta-step."""
     rest: Annotated[UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig, Field(discriminator="kind")] = (

@@ -124,7 +124,7 @@ def evolved_rule() -> GradientLearner:
     """A procedure found by evolution strategies; the weights are MAML's."""
     learner = gradient_learner(rule=procedure)
     searched = {f"rule.{name}": value for name, value in learner.rule.named_parameters()}
-    learner.estimate = EvolvedRule(Unrolled(2), Evolution(searched, sigma=0.1, pairs=3, seed=0).double())
+    learner.estimate = EvolvedRule(Unrolled(2), Evolution(searched, sigma=0.01, pairs=3, seed=0).double())
     return learner
 
 

@@ -150,19 +150,24 @@ class Procedure(Rule):
     """A learning procedure as four numbers to be searched: rate r, momentum μ, number of steps n, share s of normalised steps.
 
     vₜ = gₜ + μ vₜ₋₁ and φ ← φ − r wₜ ((1 − s) vₜ + s vₜ / rms(vₜ)) with wₜ = n − t cut to 0 … 1, rms being over a tensor: between
-    gradient descent and steps of one length, the last of them a fraction. It is kept as log r, n and logits; n starts in
-    the middle of 0 … `steps`, off the whole numbers, where w has a kink. All `steps` are computed, however small n is.
+    gradient descent and steps of one length, the last of them a fraction. n starts in the middle of 0 … `steps`, off the whole
+    numbers, where w has a kink. All `steps` are computed, however small n is.
+
+    Kept are log r, n and the logits of μ and s, each divided by `UNIT`: an outer optimizer moves them by about its rate a
+    meta-step, as it does weights, and they have a longer way to go.
     """
+
+    UNIT = 10.0
 
     SMALLEST = 1e-12
     """Added to a mean square, so that a gradient of zero gives no step."""
 
     def __init__(self, lr: float, steps: int, *, momentum: float, normalised: float):
         super().__init__()
-        self.log_rate = nn.Parameter(torch.tensor(math.log(lr)))
-        self.count = nn.Parameter(torch.tensor((steps + 0.5) / 2))
-        self.momentum = nn.Parameter(torch.tensor(momentum).logit())
-        self.normalised = nn.Parameter(torch.tensor(normalised).logit())
+        self.log_rate = nn.Parameter(torch.tensor(math.log(lr) / self.UNIT))
+        self.count = nn.Parameter(torch.tensor((steps + 0.5) / 2 / self.UNIT))
+        self.momentum = nn.Parameter(torch.tensor(momentum).logit() / self.UNIT)
+        self.normalised = nn.Parameter(torch.tensor(normalised).logit() / self.UNIT)
 
     def init(self, fast: Params) -> State:
         return {"velocity": {name: torch.zeros_like(value) for name, value in fast.items()}}
@@ -170,11 +175,12 @@ class Procedure(Rule):
     def forward(
         self, gradients: Params, fast: Params, loss: Tensor, state: State, *, step: int
     ) -> tuple[Params, State]:
-        rate, share = self.log_rate.exp() * (self.count - step).clamp(0, 1), self.normalised.sigmoid()
+        log_rate, count, *logits = (self.UNIT * x for x in (self.log_rate, self.count, self.momentum, self.normalised))
+        rate, (keep, share) = log_rate.exp() * (count - step).clamp(0, 1), (logit.sigmoid() for logit in logits)
         updates: Params = {}
         after: State = {"velocity": {}}
         for name, gradient in gradients.items():
-            velocity = gradient + self.momentum.sigmoid() * state["velocity"][name]
+            velocity = gradient + keep * state["velocity"][name]
             after["velocity"][name] = velocity
             size = (velocity.square().mean() + self.SMALLEST).sqrt()
             updates[name] = -rate * ((1 - share) * velocity + share * velocity / size)

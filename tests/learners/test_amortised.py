@@ -12,6 +12,7 @@ from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.learners.amortised import FilmLearner, Writer, attention
 from pipeline.learners.learner import Mode
+from pipeline.models import convolution
 from pipeline.models.network import Network
 from pipeline.models.norm import Norm, by_batch
 from pipeline.models.resnet12 import ResNet12
@@ -22,8 +23,10 @@ def predict(learner, one: Episode, mode: Mode = Mode.TRANSDUCTIVE) -> torch.Tens
     return learner.adapt(one.support, one.ways, mode=mode)(one.query.inputs)
 
 
-def test_cnaps_modulates_the_output_of_every_norm_layer_by_the_support():
+def test_cnaps_modulates_the_output_of_every_norm_layer_by_the_support(monkeypatch):
     """With hooks that apply (1 + γ) y + β to what the layers give, γ and β from the mean of the set encoder's features."""
+    # Else the first norm would be folded into its convolution, and its hook never called.
+    monkeypatch.setattr(convolution, "FEW_CHANNELS", 0)
     learner, one = make("cnaps"), episode(1)
     context = torch.stack([learner.set_encoder(x[None])[0] for x in one.support.inputs]).mean(0)
     norms = [part for part in learner.model.modules() if isinstance(part, Norm)]

@@ -120,6 +120,6 @@ def test_a_procedure_is_its_equation():
 def test_a_procedure_of_whole_steps_is_gradient_descent_of_so_many(count):
     rule = Procedure(0.2, 4, momentum=1e-12, normalised=1e-12).double()
     with torch.no_grad():
-        rule.count.fill_(count)
+        rule.count.fill_(count / rule.UNIT)
     found = stepped(rule, 4)
     assert all(torch.allclose(found[n], v - 0.2 * min(count, 4) * values(1)[n]) for n, v in values(0).items())
