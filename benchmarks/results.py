@@ -25,6 +25,7 @@ from pipeline.config import parse
 from pipeline.data.index import Index
 from pipeline.engine import Engine, Plan, peak_bytes
 from pipeline.errors import InputError
+from pipeline.learners.learner import Mode
 from pipeline.loop import Diverged
 from pipeline.watch import watching
 
@@ -67,6 +68,10 @@ class Method(NamedTuple):
     published: dict[str, float] = {}
     scale: float = 1.0
     """Factor on the benchmark's inner rate."""
+    start: str = ""
+    """The method whose run on the same benchmark gives the initial weights."""
+    teacher: str = ""
+    """The method whose run on the same benchmark is listened to."""
 
 
 def _gradient(**keys: Any) -> dict[str, Any]:
@@ -77,7 +82,28 @@ def _figures(*values: float | None) -> dict[str, float]:
     return {name: value for name, value in zip(BENCHMARKS, values, strict=False) if value is not None}
 
 
+SUPERVISED = {"batch": 4}
+"""64 images a part: about as many in all as a gradient learner sees in its episodes."""
+UNTRAINED = {"steps": 0}
+
+
+def _tuned(**keys: Any) -> dict[str, Any]:
+    """A head made anew in every episode and fitted for 100 steps, on features as they are."""
+    settings = {"steps": 100, "initial": {"kind": "fresh"}, "statistics": "start", "adapts": r"head\..*"}
+    return _gradient(**{**settings, **keys})
+
+
 METHODS = {
+    "no-pre-training": Method(_tuned(adapts=".*", statistics="support", steps=20), meta=UNTRAINED),
+    "supervised": Method({"kind": "supervised"}, meta=SUPERVISED),
+    "supervised-cosine": Method({"kind": "supervised", "head": {"kind": "cosine"}}, meta=SUPERVISED),
+    "self-distilled": Method({"kind": "supervised"}, meta=SUPERVISED, teacher="supervised"),
+    "fine-tune": Method(_tuned(), meta=UNTRAINED, start="supervised"),
+    "fine-tune-all": Method(_tuned(adapts=".*", steps=20), meta=UNTRAINED, start="supervised"),
+    "baseline++": Method(
+        _tuned(adapts=r"head\.weight", head={"kind": "cosine"}), meta=UNTRAINED, start="supervised-cosine"
+    ),
+    "rfs": Method({"kind": "logistic", "normalise": True}, meta=UNTRAINED, start="self-distilled"),
     "maml": Method(_gradient(), published=_figures(98.7, 99.9, 95.8, 58.9, 71.5)),
     "fomaml": Method(_gradient(estimate={"kind": "first_order"}), published=_figures(98.3, 99.2, 89.4)),
     "reptile": Method(
@@ -117,6 +143,9 @@ METHODS = {
     "logistic": Method({"kind": "logistic"}),
     "svm": Method({"kind": "svm"}),
     "prototypes": Method({"kind": "prototype"}, published=_figures(98.8, 99.7, 96.0, 55.5, 72.0)),
+    "pre-trained-prototypes": Method({"kind": "prototype"}, start="supervised"),
+    "narrow-prototypes": Method({"kind": "prototype"}, model={"width": 8}),
+    "taught-prototypes": Method({"kind": "prototype"}, model={"width": 8}, teacher="prototypes"),
 }
 
 
@@ -126,7 +155,13 @@ def tree(name: str, benchmark: str, data: Path, runs: Path) -> dict[str, Any]:
     learner = json.loads(json.dumps(method.learner))
     if "rule" in learner:
         learner["rule"]["lr"] = asked.rate * method.scale
+    origins: dict[str, Any] = {}
+    if method.start:
+        origins["start"] = str(_folder(method.start, benchmark, runs))
+    if method.teacher:
+        origins["teacher"] = {"start": str(_folder(method.teacher, benchmark, runs))}
     return {
+        **origins,
         "name": f"{benchmark}-{name}".replace("+", "p"),
         "runs": str(runs),
         "data": {
@@ -154,6 +189,20 @@ def tree(name: str, benchmark: str, data: Path, runs: Path) -> dict[str, Any]:
     }
 
 
+def _row(name: str, benchmark: str, runs: Path) -> Path:
+    return runs / "rows" / f"{benchmark}-{name}.json"
+
+
+def _folder(name: str, benchmark: str, runs: Path) -> Path:
+    """The run of a cell that is done."""
+    try:
+        return runs / json.loads(_row(name, benchmark, runs).read_text())["run"]
+    except FileNotFoundError as error:
+        raise InputError(
+            f"it begins with the run of {name} on {benchmark}, which is not there; run that first"
+        ) from error
+
+
 def packed(name: str, source: Path, data: Path) -> None:
     """Pack a data set unless it is there. CIFAR-FS comes as two zips of class folders: one per split."""
     if (data / name / "index").is_dir():
@@ -174,14 +223,18 @@ def packed(name: str, source: Path, data: Path) -> None:
 
 
 def peak_mib(config: dict[str, Any]) -> float:
-    """The most that the tensors of one training episode take, forward and backward, MiB."""
+    """The most that the tensors of one episode take, MiB: forward and backward in training, adaptation where there is none."""
     asked = parse(config, "results")
     index = Index.open(asked.data.root)
-    learner = build.learner(asked, index)
-    drawn = build.sampler(asked, index, asked.data.train).draw(0, 0)
-    episode = build.place(asked, torch.device("cpu"))(build.reader(asked, index).episode(drawn))
-    engine = Engine(learner, Plan("loop", 1))
-    return peak_bytes(lambda: engine([episode]).loss.backward()) / 2**20
+    learner, bring = build.learner(asked, index), build.place(asked, torch.device("cpu"))
+    if asked.meta.steps:
+        with build.loader(asked, index, rank=0, world=1) as loader:
+            (episode, *_) = loader.share(0, last=1).episodes
+        engine = Engine(learner, Plan("loop", 1))
+        return peak_bytes(lambda: engine([bring(episode)]).loss.backward()) / 2**20
+    drawn = build.sampler(asked, index, asked.data.test).draw(0, 0)
+    support, query, ways = bring(build.reader(asked, index).episode(drawn))
+    return peak_bytes(lambda: learner.adapt(support, ways, mode=Mode.INDUCTIVE)(query.inputs)) / 2**20
 
 
 class Clock:
@@ -200,7 +253,7 @@ class Clock:
 
 def run(name: str, benchmark: str, data: Path, runs: Path) -> None:
     """Train and evaluate one cell, unless its row is there."""
-    row = runs / "rows" / f"{benchmark}-{name}.json"
+    row = _row(name, benchmark, runs)
     if row.exists():
         return
     config = tree(name, benchmark, data, runs)
@@ -224,7 +277,7 @@ def table(runs: Path) -> str:
     """All rows there are, as Markdown."""
     lines = []
     for benchmark, asked in BENCHMARKS.items():
-        rows = [(name, runs / "rows" / f"{benchmark}-{name}.json") for name in METHODS]
+        rows = [(name, _row(name, benchmark, runs)) for name in METHODS]
         found = [(name, json.loads(path.read_text())) for name, path in rows if path.exists()]
         if not found:
             continue
