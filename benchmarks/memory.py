@@ -14,8 +14,9 @@ from functools import partial
 import torch
 from throughput import Setting, episodes_of, maml
 
-from pipeline.engine import Engine, Plan, peak_bytes
+from pipeline.engine import Engine, Plan
 from pipeline.episode import Episode
+from pipeline.memory import peak_bytes
 
 FEW, MANY = 5, 50
 MEMORY_BOUND, TIME_BOUND = 2.0, 1.6

@@ -23,10 +23,11 @@ import torch
 from pipeline import build, prepare, train
 from pipeline.config import parse
 from pipeline.data.index import Index
-from pipeline.engine import Engine, Plan, peak_bytes
+from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
 from pipeline.learners.learner import Mode
 from pipeline.loop import Diverged
+from pipeline.memory import peak_bytes
 from pipeline.watch import watching
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from small import episode, gradient, make, relative
 
-from pipeline.engine import Engine, Plan, candidates, chunks, measure, peak_bytes
+from pipeline.engine import Engine, Plan, candidates, chunks, measure
+from pipeline.memory import peak_bytes
 
 PLANS = [Plan("loop", 1), Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5)]
 

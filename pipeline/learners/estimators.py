@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
+from itertools import accumulate
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.episode import Outcome, Params, with_gradient
 from pipeline.learners.unroll import InnerProblem, Point, advance, first, trajectory
+from pipeline.memory import Ledger
 from pipeline.noise import Noise, Purpose
 
 KEPT_STEPS = 16
@@ -110,36 +112,59 @@ def _walked_back(problem: InnerProblem) -> Outcome:
     """
     meta = {name: value.detach() for name, value in problem.meta.items()}
 
-    def forward(point: Point, begin: int, end: int) -> Iterator[Point]:
-        """The points at steps `begin` … `end`."""
-        yield point
-        for step in range(begin, end):
-            point = advance(problem, meta, point, step, second_order=False)
-            yield point
-
     def judged(meta: Params, fast: Params) -> tuple[Tensor, Outcome]:
         outcome = problem.query(meta, fast, problem.steps)
         return outcome.loss, outcome
 
-    # Of long loops every other point is kept, and those between are computed again when they are needed.
-    spacing = 2 if problem.steps > KEPT_STEPS else 1
+    def stretch(begin: int, end: int) -> Callable[[Params, Point], Point]:
+        """The steps `begin` … `end` - 1 as one function, through which a gradient can be pulled."""
+
+        def steps(meta: Params, point: Point) -> Point:
+            for step in range(begin, end):
+                point = advance(problem, meta, point, step, second_order=True)
+            return point
+
+        return steps
+
     with torch.no_grad():
-        kept: list[Point] = []
-        for step, point in enumerate(forward(first(problem, meta), 0, problem.steps)):
-            if step % spacing == 0 and step < problem.steps:
-                kept.append(point)
+        point = first(problem, meta)
+        begins = {0, *accumulate(_stretches(problem.steps, point, lambda: _pull(stretch(0, 1), meta, point)))}
+        kept: list[tuple[int, Point]] = []
+        for step in range(problem.steps):
+            if step in begins:
+                kept.append((step, point))
+            point = advance(problem, meta, point, step, second_order=False)
         (to_meta, to_fast), outcome = torch.func.grad(judged, argnums=(0, 1), has_aux=True)(meta, point.fast)
         to_point = Point(to_fast, tree_map(torch.zeros_like, point.state))
+        end = problem.steps
+        del to_fast
         while kept:
-            begin = (len(kept) - 1) * spacing
-            end = min(begin + spacing, problem.steps)
-            part = list(forward(kept.pop(), begin, end - 1))
-            for step in reversed(range(begin, end)):
-                pull = _pull(lambda m, p, step=step: advance(problem, m, p, step, second_order=True), meta, part.pop())
-                more, to_point = pull(to_point)
-                to_meta = _plus(to_meta, 1.0, more)
+            begin, point = kept.pop()
+            more, to_point = _pull(stretch(begin, end), meta, point)(to_point)
+            to_meta, end = _plus(to_meta, 1.0, more), begin
+            del more
         to_meta = _plus(to_meta, 1.0, _pull(lambda m: first(problem, m), meta)(to_point)[0])
     return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, to_meta))
+
+
+def _stretches(steps: int, point: Point, linearise: Callable[[], object]) -> list[int]:
+    """How many steps to walk back at a time, first to last: points are kept where a stretch begins.
+
+    All of them in short loops. In long ones a stretch's graph stands beside the points kept before it: as those become fewer
+    on the way back, stretches may become longer, by as much as the bytes of a point make up for those of a step's graph.
+    Either way every step is computed twice, once to keep its point and once with a graph.
+    """
+    if steps <= KEPT_STEPS:
+        return [1] * steps
+    with Ledger() as ledger:
+        held = linearise()
+        graph = ledger.held
+    del held
+    weight = sum(value.nbytes for value in tree_leaves(point))
+    lengths: list[int] = []
+    while (rest := steps - sum(lengths)) > 0:
+        lengths.append(min(rest, 1 + len(lengths) * weight // graph))
+    return lengths[::-1]
 
 
 @final
