@@ -7,7 +7,6 @@ import torch
 from small import episode, gradient, make, relative
 
 from pipeline.engine import Engine, Plan, candidates, chunks, measure
-from pipeline.memory import peak_bytes
 
 PLANS = [Plan("loop", 1), Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5)]
 
@@ -113,13 +112,3 @@ def test_a_compiled_plan_gives_the_same_meta_gradient(name, chunk):
     loss, expected, _ = run(learner, PLANS[0], episodes)
     value, found, _ = run(learner, Plan("compiled", chunk), episodes)
     assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
-
-
-def test_peak_memory_counts_what_lives_at_one_time():
-    def work() -> None:
-        kept = torch.zeros(1 << 18)
-        for _ in range(4):
-            torch.zeros(1 << 18)
-        del kept
-
-    assert 2 << 20 <= peak_bytes(work) < 3 << 20
