@@ -233,7 +233,7 @@ def peak_mib(config: dict[str, Any]) -> float:
         engine = Engine(learner, Plan("loop", 1))
         return peak_bytes(lambda: engine([bring(episode)]).loss.backward()) / 2**20
     drawn = build.sampler(asked, index, asked.data.test).draw(0, 0)
-    support, query, ways = bring(build.reader(asked, index).episode(drawn))
+    support, query, ways, _ = bring(build.reader(asked, index).episode(drawn))
     return peak_bytes(lambda: learner.adapt(support, ways, mode=Mode.INDUCTIVE)(query.inputs)) / 2**20
 
 

@@ -236,7 +236,14 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
                 context=chosen.context,
             )
         case ResNet12Config():
-            return ResNet12(channels=channels, width=chosen.width, norm=chosen.norm, steps=steps)
+            return ResNet12(
+                channels=channels,
+                width=chosen.width,
+                norm=chosen.norm,
+                steps=steps,
+                drop=chosen.drop,
+                block=chosen.block,
+            )
         case VitConfig():
             return _vit(chosen, channels, size)
         case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
@@ -321,6 +328,13 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 raise InputError(
                     "learner.statistics = start: nothing is named that would bring norm statistics; "
                     "set start to a supervised run, or learner.statistics = support"
+                )
+            differentiated = chosen.estimate.rest if isinstance(chosen.estimate, EvolvedRuleConfig) else chosen.estimate
+            drops = isinstance(config.model, ResNet12Config) and config.model.drop > 0
+            if drops and isinstance(differentiated, ImplicitConfig):
+                raise InputError(
+                    "learner.estimate.kind = implicit needs an inner optimum, which losses that change with every step have "
+                    "not; set model.drop = 0 or another estimate"
                 )
             head = _head(chosen.head, task, encoder.features, config.data.ways)
             return _gradient_learner(config, chosen, Network(encoder, head), task)

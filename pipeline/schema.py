@@ -116,6 +116,10 @@ class ResNet12Config(Config):
     width: PositiveInt = 64
     """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
     norm: NormName = "batch"
+    drop: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the activations behind every block that training leaves out (DropBlock)."""
+    block: PositiveInt = 5
+    """Side in pixels of the squares that are left out behind the last two blocks; behind the first two it is 1."""
 
 
 class VitConfig(Config):

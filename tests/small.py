@@ -22,10 +22,11 @@ from pipeline.learners.metric import MatchingLearner, PrototypeLearner, Relation
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
+from pipeline.models.drop import DropBlock
 from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
-from pipeline.models.norm import Recorded, Running
+from pipeline.models.norm import Normalise, Recorded, Running, by_batch
 from pipeline.models.relation import Relation
 from pipeline.models.rnn import Rnn
 from pipeline.models.vit import Vit
@@ -59,6 +60,18 @@ def vit(*, steps: int = 0, rank: int = 0, frozen: bool = False) -> Vit:
 def rnn(*, steps: int = 0) -> Rnn:
     """Units in both directions for (1, 16, 16) images."""
     return Rnn(inputs=16, width=4, layers=1, bidirectional=True)
+
+
+class Dropping(torch.nn.Module):
+    """A conv4 that is shown images with holes, so that its noise must come with the episode."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.drop, self.inner = DropBlock("images", drop=0.3, block=4), conv4(**options)
+        self.features = self.inner.features
+
+    def forward(self, images: torch.Tensor, normalise: Normalise = by_batch) -> torch.Tensor:
+        return self.inner(self.drop(images, normalise), normalise)
 
 
 def network(
@@ -217,10 +230,14 @@ LEARNERS = {
     "procedure": lambda: gradient_learner(rule=procedure),
     "evolved-rule": evolved_rule,
     "maml++": maml_pp,
+    "maml-dropping": lambda: gradient_learner(encoder=Dropping),
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),
     "maml-lora-frozen": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2, frozen=True)),
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
+    "prototypes-dropping": lambda: PrototypeLearner(
+        network(encoder=Dropping, prototype=True), Classification()
+    ).double(),
     "prototypes-rnn": lambda: PrototypeLearner(network(encoder=rnn, prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
     "relation": relation,
@@ -263,7 +280,7 @@ def episode(number: int, *, shots: int = 2, queries: int = 3) -> Episode:
         ramp = torch.linspace(0, 1, 16, dtype=torch.float64)
         return Batch(noise + targets[:, None, None, None] * ramp, targets)
 
-    return Episode(batch(shots), batch(queries), WAYS)
+    return Episode(batch(shots), batch(queries), WAYS, torch.tensor(number))
 
 
 def gradient(learner: torch.nn.Module) -> torch.Tensor:

@@ -293,6 +293,16 @@ def test_freezing_everything_is_refused(config, index):
     build.learner(config(model=frozen, learner={"kind": "ridge"}), index)
 
 
+def test_resnet12_drops_as_asked_for_but_not_under_implicit_gradients(config, index):
+    asked = {"kind": "resnet12", "width": 4, "drop": 0.2, "block": 2}
+    made = build.learner(config(model=asked), index).model.encoder
+    assert [(block.drop.drop, block.drop.block) for block in made.blocks] == [(0.2, 1), (0.2, 1), (0.2, 2), (0.2, 2)]
+    rule = {"rule": {"kind": "procedure"}, "estimate": {"kind": "es_rule", "rest": {"kind": "implicit"}}}
+    for learner in ({"estimate": {"kind": "implicit"}}, rule):
+        with pytest.raises(InputError, match="losses that change with every step have not; set model.drop = 0 or"):
+            build.learner(config(model=asked, learner=learner), index)
+
+
 def test_a_recurrent_encoder_is_the_one_asked_for(config, index, tmp_path):
     made = build.learner(config(model={"kind": "rnn", "width": 5, "layers": 2}), index).model.encoder
     assert made.features == 10 and [len(layer) for layer in made.layers] == [2, 2]

@@ -12,6 +12,7 @@ from pipeline.episode import Batch, Episode, Outcome, Statistics
 from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.models.norm import Given, Normalise, Recorded, Running, by_batch
 from pipeline.tasks.task import Task
+from pipeline.tensor_noise import Chance
 
 Decide = Callable[[Tensor], Tensor]
 """Features of queries (samples, …) -> predictions (samples, ways)."""
@@ -44,8 +45,8 @@ class EmbeddingLearner(Learner, ABC):
         return self.task.loss(predictions, targets)
 
     def outcome(self, episode: Episode) -> Outcome:
-        support, query, ways = episode
-        recorded = Recorded()
+        support, query, ways, key = episode
+        recorded = Recorded(chance=Chance(key))
         predictions = self._together(support, query.inputs, ways, recorded)
         loss = self.loss(predictions, query.targets)
         return Outcome(loss, self.task.metrics(predictions, query.targets), recorded.statistics)
