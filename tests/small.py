@@ -18,6 +18,7 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
+from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
@@ -182,6 +183,14 @@ def metanet() -> Learner:
     return stirred(learner, 0.02, learner.write_representation, learner.write_head)
 
 
+def leo(*, penalty: float = 0.0, is_frozen: bool = False) -> LeoLearner:
+    """LEO with codes of four numbers; without a penalty its gradient is that of its value."""
+    sizes = {"features": 6, "latent": 4, "steps": 2, "tuning_steps": 2, "lr": 0.5, "tuning_lr": 0.1}
+    terms = Terms(divergence=0.1, penalty=penalty, orthogonality=0.2)
+    model = network(prototype=True)
+    return LeoLearner(model, Classification(), **sizes, terms=terms, is_frozen=is_frozen).double()
+
+
 def supervised(*, cosine: bool = False) -> SupervisedLearner:
     """A classifier of the three classes that `episode` has."""
     head = network(cosine=cosine).head
@@ -256,6 +265,7 @@ LEARNERS = {
     "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
     "cnaps": film,
     "metanet": metanet,
+    "leo": leo,
 }
 
 OWN_HEAD = {"metanet"}

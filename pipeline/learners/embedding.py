@@ -61,9 +61,13 @@ class EmbeddingLearner(Learner, ABC):
         return torch.no_grad()(lambda inputs: decide(embed(inputs, normalise)))
 
     def _together(self, support: Batch, inputs: Tensor, ways: int, normalise: Normalise) -> Tensor:
+        known, asked = self._embedded(support, inputs, normalise)
+        return self.learn(known, support.targets, ways, normalise)(asked)
+
+    def _embedded(self, support: Batch, inputs: Tensor, normalise: Normalise) -> tuple[Tensor, Tensor]:
+        """Features of the support and of the inputs, from one pass over both."""
         features = self.embed(support)(torch.cat([support.inputs, inputs]), normalise)
-        known = len(support.inputs)
-        return self.learn(features[:known], support.targets, ways, normalise)(features[known:])
+        return features[: len(support.inputs)], features[len(support.inputs) :]
 
     def absorb(self, statistics: Statistics) -> None:
         self.running.absorb(statistics)
