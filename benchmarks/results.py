@@ -136,6 +136,7 @@ METHODS = {
     ),
     "cnaps": Method({"kind": "film"}),
     "metanet": Method({"kind": "metanet"}),
+    "leo": Method({"kind": "leo"}),
     "matching": Method({"kind": "matching"}, published=_figures(98.1, 98.9, 93.8)),
     "relation": Method(
         {"kind": "relation"}, model={"features": "map"}, published=_figures(99.6, 99.8, 97.6, 55.0, 69.3)
@@ -234,7 +235,7 @@ def peak_mib(config: dict[str, Any]) -> float:
         engine = Engine(learner, Plan("loop", 1))
         return peak_bytes(lambda: engine([bring(episode)]).loss.backward()) / 2**20
     drawn = build.sampler(asked, index, asked.data.test).draw(0, 0)
-    support, query, ways = bring(build.reader(asked, index).episode(drawn))
+    support, query, ways, _ = bring(build.reader(asked, index).episode(drawn))
     return peak_bytes(lambda: learner.adapt(support, ways, mode=Mode.INDUCTIVE)(query.inputs)) / 2**20
 
 

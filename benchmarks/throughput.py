@@ -173,7 +173,7 @@ def plain(setting: Setting, base: Contender, layout: torch.memory_format) -> Con
     parameters = list(Native(setting, base, layout).parameters())
 
     def backward(episodes: Sequence[Episode]) -> None:
-        for support, query, _ in episodes:
+        for support, query, *_ in episodes:
             fast = {name: weight.clone() for name, weight in zip(base.names, parameters, strict=True)}
             for _ in range(setting.inner):
                 loss = F.cross_entropy(forward(setting, fast, support.inputs), support.targets)
@@ -197,7 +197,7 @@ def with_torchopt(setting: Setting, base: Contender, layout: torch.memory_format
     start, state = (torchopt.extract_state_dict(thing, by="reference") for thing in (model, inner))
 
     def backward(episodes: Sequence[Episode]) -> None:
-        for support, query, _ in episodes:
+        for support, query, *_ in episodes:
             for _ in range(setting.inner):
                 inner.step(F.cross_entropy(model(support.inputs), support.targets))
             (F.cross_entropy(model(query.inputs), query.targets) / len(episodes)).backward()
@@ -215,7 +215,7 @@ def with_higher(setting: Setting, base: Contender, layout: torch.memory_format) 
     optimizer = torch.optim.SGD(model.parameters(), lr=setting.lr)
 
     def backward(episodes: Sequence[Episode]) -> None:
-        for support, query, _ in episodes:
+        for support, query, *_ in episodes:
             with higher.innerloop_ctx(model, optimizer, copy_initial_weights=False) as (fast, inner):
                 for _ in range(setting.inner):
                     inner.step(F.cross_entropy(fast(support.inputs), support.targets))

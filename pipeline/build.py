@@ -26,6 +26,7 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
+from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
@@ -60,6 +61,7 @@ from pipeline.schema import (
     HeadConfig,
     ImplicitConfig,
     LearnedConfig,
+    LeoConfig,
     LinearHeadConfig,
     LogisticConfig,
     LstmConfig,
@@ -236,7 +238,14 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
                 context=chosen.context,
             )
         case ResNet12Config():
-            return ResNet12(channels=channels, width=chosen.width, norm=chosen.norm, steps=steps)
+            return ResNet12(
+                channels=channels,
+                width=chosen.width,
+                norm=chosen.norm,
+                steps=steps,
+                drop=chosen.drop,
+                block=chosen.block,
+            )
         case VitConfig():
             return _vit(chosen, channels, size)
         case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
@@ -322,6 +331,13 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                     "learner.statistics = start: nothing is named that would bring norm statistics; "
                     "set start to a supervised run, or learner.statistics = support"
                 )
+            differentiated = chosen.estimate.rest if isinstance(chosen.estimate, EvolvedRuleConfig) else chosen.estimate
+            drops = isinstance(config.model, ResNet12Config) and config.model.drop > 0
+            if drops and isinstance(differentiated, ImplicitConfig):
+                raise InputError(
+                    "learner.estimate.kind = implicit needs an inner optimum, which losses that change with every step have "
+                    "not; set model.drop = 0 or another estimate"
+                )
             head = _head(chosen.head, task, encoder.features, config.data.ways)
             return _gradient_learner(config, chosen, Network(encoder, head), task)
         case PrototypeConfig():
@@ -361,6 +377,23 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 ways=config.data.ways,
                 representation=representation,
                 hidden=hidden,
+            )
+        case LeoConfig() as chosen:
+            if chosen.freeze and config.start is None:
+                raise InputError(
+                    "learner.freeze = true would keep an encoder of random weights; set start, or learner.freeze = false"
+                )
+            return LeoLearner(
+                Network(encoder, nn.Identity()),
+                task,
+                features=encoder.features,
+                latent=chosen.latent,
+                steps=chosen.steps,
+                tuning_steps=chosen.tuning_steps,
+                lr=chosen.lr,
+                tuning_lr=chosen.tuning_lr,
+                terms=Terms(chosen.divergence, chosen.penalty, chosen.orthogonality),
+                is_frozen=chosen.freeze,
             )
         case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
             return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)

@@ -26,6 +26,10 @@ FINALISTS = 3
 """Plans that are timed again before one is chosen."""
 
 
+Part = tuple[Batch, Batch, Tensor]
+"""The tensors of an episode: support, query, key."""
+
+
 class Plan(NamedTuple):
     """How to execute: `chunk` episodes per forward and backward; part of a run (law 3).
 
@@ -100,7 +104,8 @@ class Engine(nn.Module):
     def _from_graph(self, episodes: Sequence[Episode]) -> Outcome:
         trained = _trained(self.learner)
         held = {**dict(self.learner.named_parameters()), **dict(self.learner.named_buffers())}
-        arguments = ({name: value.detach() for name, value in held.items()}, [(e.support, e.query) for e in episodes])
+        parts = [(e.support, e.query, e.key) for e in episodes]
+        arguments = ({name: value.detach() for name, value in held.items()}, parts)
         key = (signature(episodes[0]), len(episodes), self.learner.phase())
         if key not in self._compiled:
             self._compiled[key] = self._compile(arguments, frozenset(trained), episodes[0].ways)
@@ -112,12 +117,13 @@ class Engine(nn.Module):
         plan = self.plan._replace(mode="vmap" if self.plan.chunk > 1 else "loop")
         plain = Engine(self.learner, plan, self.autocast)
 
-        def loss(wanted: Params, others: Params, parts: list[tuple[Batch, Batch]]) -> tuple[Tensor, Outcome]:
+        def loss(wanted: Params, others: Params, parts: list[Part]) -> tuple[Tensor, Outcome]:
             lent = {f"learner.{name}": value for name, value in {**wanted, **others}.items()}
-            outcome = functional_call(plain, lent, ([Episode(*part, ways) for part in parts],))
+            episodes = [Episode(support, query, ways, key) for support, query, key in parts]
+            outcome = functional_call(plain, lent, (episodes,))
             return outcome.loss, outcome
 
-        def both(held: Params, parts: list[tuple[Batch, Batch]]) -> tuple[Params, tuple]:
+        def both(held: Params, parts: list[Part]) -> tuple[Params, tuple]:
             wanted = {name: value for name, value in held.items() if name in trained}
             others = {name: value for name, value in held.items() if name not in trained}
             gradients, outcome = torch.func.grad(loss, has_aux=True)(wanted, others, parts)
@@ -140,9 +146,9 @@ def _trained(learner: Learner) -> Params:
 def _together(learner: Learner, episodes: Sequence[Episode]) -> Outcome:
     """The summed outcomes of episodes stacked along a first axis."""
     ways = episodes[0].ways
-    stacked = [_stacked([e.support for e in episodes]), _stacked([e.query for e in episodes])]
-    each = torch.func.vmap(lambda support, query: learner(Episode(support, query, ways)), randomness="error")
-    return _summed(each(*stacked))
+    supports, queries = _stacked([e.support for e in episodes]), _stacked([e.query for e in episodes])
+    each = torch.func.vmap(lambda support, query, key: learner(Episode(support, query, ways, key)), randomness="error")
+    return _summed(each(supports, queries, torch.stack([e.key for e in episodes])))
 
 
 def _stacked(parts: Sequence[Batch]) -> Batch:

@@ -28,11 +28,16 @@ class Batch(NamedTuple):
 
 
 class Episode(NamedTuple):
-    """One few-shot problem; support and query never share a sample."""
+    """One few-shot problem; support and query never share a sample.
+
+    `key` (), a word in int64, is of what may be drawn while it is learned from (`tensor_noise.Chance`); evaluation draws
+    nothing, so there it may be any.
+    """
 
     support: Batch
     query: Batch
     ways: int
+    key: Tensor = torch.zeros((), dtype=torch.int64)
 
     def to(self, device, dtype) -> Episode:
         """The same episode on a device, its inputs in a floating type."""
@@ -40,7 +45,7 @@ class Episode(NamedTuple):
             Batch(b.inputs.to(device, dtype, non_blocking=True), b.targets.to(device, non_blocking=True))
             for b in (self.support, self.query)
         )
-        return Episode(support, query, self.ways)
+        return Episode(support, query, self.ways, self.key.to(device, non_blocking=True))
 
 
 class Outcome(NamedTuple):

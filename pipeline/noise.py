@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     GLYPH = 7
     TUNE = 8
     STREAM = 9
+    CHANCE = 10
 
 
 class Noise:

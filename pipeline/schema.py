@@ -116,6 +116,10 @@ class ResNet12Config(Config):
     width: PositiveInt = 64
     """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
     norm: NormName = "batch"
+    drop: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    """Share of the activations behind every block that training leaves out (DropBlock)."""
+    block: PositiveInt = 5
+    """Side in pixels of the squares that are left out behind the last two blocks; behind the first two it is 1."""
 
 
 class VitConfig(Config):
@@ -418,6 +422,30 @@ class MetaNetConfig(Config):
     """Units of the networks that turn gradients into fast weights."""
 
 
+class LeoConfig(Config):
+    """LEO."""
+
+    kind: Literal["leo"] = "leo"
+    latent: PositiveInt = 64
+    """Length of a class's code."""
+    steps: PositiveInt = 5
+    """Inner steps on the codes."""
+    lr: PositiveFloat = 1.0
+    """Where their learned rate starts."""
+    tuning_steps: PositiveInt = 5
+    """Inner steps on the weights that the codes are decoded into."""
+    tuning_lr: PositiveFloat = 0.001
+    """Where their learned rate starts."""
+    divergence: Annotated[FiniteFloat, Number, Field(ge=0)] = 1e-3
+    """Weight of the codes' divergence from a standard normal distribution."""
+    penalty: Annotated[FiniteFloat, Number, Field(ge=0)] = 1e-3
+    """Weight of the squared way of the codes in the inner loop, which draws their start to where they went."""
+    orthogonality: Annotated[FiniteFloat, Number, Field(ge=0)] = 1e-3
+    """Weight of the squared correlations between what the decoder makes of each latent dimension."""
+    freeze: bool = False
+    """The encoder keeps weights and norm statistics of `start`."""
+
+
 LearnerConfig = Annotated[
     GradientConfig
     | PrototypeConfig
@@ -428,6 +456,7 @@ LearnerConfig = Annotated[
     | SvmConfig
     | FilmConfig
     | MetaNetConfig
+    | LeoConfig
     | SupervisedConfig,
     Field(discriminator="kind"),
 ]

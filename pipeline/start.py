@@ -16,7 +16,7 @@ from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.learners.learner import Learner
-from pipeline.schema import GradientConfig, RunConfig
+from pipeline.schema import GradientConfig, LeoConfig, RunConfig
 
 ENCODER, STATISTICS = "model.encoder.", "running."
 NAMED = 3
@@ -32,8 +32,10 @@ def started(config: RunConfig, index: Index, make_learner: MakeLearner) -> Learn
     learner = make_learner(config, index)
     if config.start is not None:
         # Where nothing is trained, and where the config asks for them, nobody else would bring norm statistics.
-        is_last_chance = config.meta.steps == 0 or isinstance(config.learner, GradientConfig)
-        begin(learner, config.start, needs_statistics=is_last_chance)
+        keeps = isinstance(config.learner, GradientConfig) or (
+            isinstance(config.learner, LeoConfig) and config.learner.freeze
+        )
+        begin(learner, config.start, needs_statistics=config.meta.steps == 0 or keeps)
     return learner
 
 

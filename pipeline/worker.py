@@ -161,8 +161,7 @@ def _plan(
     else:
         plan = None
         if ranks.rank() == 0:
-            drawn = loader.sampler
-            episodes = [bring(loader.reader.episode(drawn.draw(0, number))) for number in loader.numbers]
+            episodes = [bring(loader.episode(0, number)) for number in loader.numbers]
             trials = _measured(config, learner, episodes, autocast)
             plan = trials[0].plan
         plan = Plan(*ranks.told_by_first(plan))

@@ -18,14 +18,16 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
+from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
+from pipeline.models.drop import DropBlock
 from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
-from pipeline.models.norm import Recorded, Running
+from pipeline.models.norm import Normalise, Recorded, Running, by_batch
 from pipeline.models.relation import Relation
 from pipeline.models.rnn import Rnn
 from pipeline.models.vit import Vit
@@ -59,6 +61,18 @@ def vit(*, steps: int = 0, rank: int = 0, frozen: bool = False) -> Vit:
 def rnn(*, steps: int = 0) -> Rnn:
     """Units in both directions for (1, 16, 16) images."""
     return Rnn(inputs=16, width=4, layers=1, bidirectional=True)
+
+
+class Dropping(torch.nn.Module):
+    """A conv4 that is shown images with holes, so that its noise must come with the episode."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.drop, self.inner = DropBlock("images", drop=0.3, block=4), conv4(**options)
+        self.features = self.inner.features
+
+    def forward(self, images: torch.Tensor, normalise: Normalise = by_batch) -> torch.Tensor:
+        return self.inner(self.drop(images, normalise), normalise)
 
 
 def network(
@@ -169,6 +183,14 @@ def metanet() -> Learner:
     return stirred(learner, 0.02, learner.write_representation, learner.write_head)
 
 
+def leo(*, penalty: float = 0.0, is_frozen: bool = False) -> LeoLearner:
+    """LEO with codes of four numbers; without a penalty its gradient is that of its value."""
+    sizes = {"features": 6, "latent": 4, "steps": 2, "tuning_steps": 2, "lr": 0.5, "tuning_lr": 0.1}
+    terms = Terms(divergence=0.1, penalty=penalty, orthogonality=0.2)
+    model = network(prototype=True)
+    return LeoLearner(model, Classification(), **sizes, terms=terms, is_frozen=is_frozen).double()
+
+
 def supervised(*, cosine: bool = False) -> SupervisedLearner:
     """A classifier of the three classes that `episode` has."""
     head = network(cosine=cosine).head
@@ -217,10 +239,14 @@ LEARNERS = {
     "procedure": lambda: gradient_learner(rule=procedure),
     "evolved-rule": evolved_rule,
     "maml++": maml_pp,
+    "maml-dropping": lambda: gradient_learner(encoder=Dropping),
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),
     "maml-lora-frozen": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2, frozen=True)),
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
+    "prototypes-dropping": lambda: PrototypeLearner(
+        network(encoder=Dropping, prototype=True), Classification()
+    ).double(),
     "prototypes-rnn": lambda: PrototypeLearner(network(encoder=rnn, prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
     "relation": relation,
@@ -239,6 +265,7 @@ LEARNERS = {
     "svm": lambda: SvmLearner(network(prototype=True), Classification(), cost=0.5, scale=3.0).double(),
     "cnaps": film,
     "metanet": metanet,
+    "leo": leo,
 }
 
 OWN_HEAD = {"metanet"}
@@ -263,7 +290,7 @@ def episode(number: int, *, shots: int = 2, queries: int = 3) -> Episode:
         ramp = torch.linspace(0, 1, 16, dtype=torch.float64)
         return Batch(noise + targets[:, None, None, None] * ramp, targets)
 
-    return Episode(batch(shots), batch(queries), WAYS)
+    return Episode(batch(shots), batch(queries), WAYS, torch.tensor(number))
 
 
 def gradient(learner: torch.nn.Module) -> torch.Tensor:

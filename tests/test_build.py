@@ -23,6 +23,7 @@ from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Imp
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
+from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
@@ -171,6 +172,7 @@ EMBEDDING = {
     "svm": SvmLearner,
     "film": FilmLearner,
     "metanet": MetaNetLearner,
+    "leo": LeoLearner,
 }
 
 
@@ -293,6 +295,16 @@ def test_freezing_everything_is_refused(config, index):
     build.learner(config(model=frozen, learner={"kind": "ridge"}), index)
 
 
+def test_resnet12_drops_as_asked_for_but_not_under_implicit_gradients(config, index):
+    asked = {"kind": "resnet12", "width": 4, "drop": 0.2, "block": 2}
+    made = build.learner(config(model=asked), index).model.encoder
+    assert [(block.drop.drop, block.drop.block) for block in made.blocks] == [(0.2, 1), (0.2, 1), (0.2, 2), (0.2, 2)]
+    rule = {"rule": {"kind": "procedure"}, "estimate": {"kind": "es_rule", "rest": {"kind": "implicit"}}}
+    for learner in ({"estimate": {"kind": "implicit"}}, rule):
+        with pytest.raises(InputError, match="losses that change with every step have not; set model.drop = 0 or"):
+            build.learner(config(model=asked, learner=learner), index)
+
+
 def test_a_recurrent_encoder_is_the_one_asked_for(config, index, tmp_path):
     made = build.learner(config(model={"kind": "rnn", "width": 5, "layers": 2}), index).model.encoder
     assert made.features == 10 and [len(layer) for layer in made.layers] == [2, 2]
@@ -322,6 +334,18 @@ def test_the_amortised_learners_have_the_sizes_asked_for(config, index):
     assert made.head.weight.shape == (3, 11) and made.write_head.layers[0].out_features == 5
     with pytest.raises(InputError, match="evaluate.ways = 5 but data.ways = 3: the head of a metanet.*make them equal"):
         build.learner(config(learner={"kind": "metanet"}, evaluate={"ways": 5}), index)
+
+
+def test_leo_is_the_one_asked_for_and_freezes_what_was_trained_before(config, index):
+    asked = {"kind": "leo", "latent": 7, "steps": 2, "lr": 0.5, "tuning_steps": 3, "tuning_lr": 0.2, "penalty": 0.3}
+    made = build.learner(config(learner=asked, evaluate={"ways": 5}), index)
+    assert made.decode.weight.shape == (12, 7) and (made.steps, made.tuning_steps) == (2, 3)
+    assert [made.rate.item(), made.tuning_rate.item()] == pytest.approx([0.5, 0.2])
+    assert made.terms == Terms(1e-3, 0.3, 1e-3) and all(value.requires_grad for value in made.parameters())
+    with pytest.raises(InputError, match="would keep an encoder of random weights; set start, or learner.freeze = f"):
+        build.learner(config(learner={"kind": "leo", "freeze": True}), index)
+    frozen = build.learner(config(learner={"kind": "leo", "freeze": True}, start="anything"), index)
+    assert frozen.is_frozen and not any(value.requires_grad for value in frozen.model.parameters())
 
 
 def test_walking_back_goes_with_neither_annealing(config, index):

@@ -56,6 +56,17 @@ def test_one_worker_ends_with_the_same_bits(tmp_path, glyphs_root, name, step):
     assert series == history(tmp_path / "unbroken").series["train/loss"] and list(series) == [1, 2, 3, 4, 5, 6]
 
 
+def test_what_is_drawn_inside_episodes_is_drawn_again(tmp_path, glyphs_root):
+    model = {"kind": "resnet12", "width": 4, "drop": 0.2}
+    config = small_config(
+        glyphs_root, tmp_path, model=model, learner=LEARNERS["prototypes"], checkpoint={"every": 2, "keep": 9}
+    )
+    work_here(dump(config), str(tmp_path / "unbroken"))
+    cut_off_after(tmp_path / "unbroken", 2, tmp_path / "broken")
+    work_here(dump(config), str(tmp_path / "broken"))
+    assert same_bits(final(tmp_path / "unbroken"), final(tmp_path / "broken"))
+
+
 def test_three_workers_end_with_the_same_bits(tmp_path, glyphs_root):
     config = small_config(glyphs_root, tmp_path, learner=LEARNERS["prototypes"], checkpoint={"every": 2, "keep": 9})
     on_ranks(3, work_here, dump(config), str(tmp_path / "unbroken"))

@@ -185,6 +185,7 @@ def test_a_damaged_checkpoint_is_named(config, index, run, tmp_path):
     "sections",
     [
         {"learner": {"statistics": "start"}},
+        {"learner": {"kind": "leo", "freeze": True}},
         {"learner": {"kind": "prototype"}, "meta": {"steps": 0}},
     ],
 )

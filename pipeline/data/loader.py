@@ -16,6 +16,7 @@ from pipeline.data.sampler import Draw, Sampler, assign
 from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+from pipeline.noise import Noise, Purpose
 
 Drawn = TypeVar("Drawn")
 Drawn_co = TypeVar("Drawn_co", covariant=True)
@@ -81,6 +82,7 @@ class Drawing(Protocol[Drawn_co]):
     """What says which samples make up an episode."""
 
     lanes: int
+    seed: int
 
     @property
     def cost(self) -> int: ...
@@ -127,14 +129,16 @@ class Loader(Generic[Drawn]):
         """The episodes of `step`, asking already for those of the next `depth` steps before `last`."""
         for ahead in range(step, min(step + self.depth + 1, last)):
             if ahead not in self._pending:
-                self._pending[ahead] = [self._pool.submit(self._read, ahead, number) for number in self.numbers]
+                self._pending[ahead] = [self._pool.submit(self.episode, ahead, number) for number in self.numbers]
         began = time.perf_counter()
         episodes = [future.result() for future in self._pending.pop(step)]
         self.waited_s = time.perf_counter() - began
         return Share(self.numbers, episodes)
 
-    def _read(self, step: int, number: int) -> Episode:
-        return self.reader.episode(self.sampler.draw(step, number))
+    def episode(self, step: int, number: int) -> Episode:
+        """The episode `number` of meta-step `step`, with the key of what is drawn while it is learned from."""
+        word = Noise(self.sampler.seed, Purpose.CHANCE, step, number).word()
+        return self.reader.episode(self.sampler.draw(step, number))._replace(key=torch.tensor(word >> 32))
 
 
 def frozen(sampler: Sampler, reader: Reader, numbers: Sequence[int]):

@@ -42,18 +42,17 @@ class DistilledLearner(Learner):
             )
 
     def outcome(self, episode: Episode) -> Outcome:
-        support, query, ways = episode
-        targets = Taught(query.targets, self._said(episode))
-        taught = Batch(query.inputs, targets)  # pyright: ignore[reportArgumentType]  (only the task looks into targets)
-        return self.student.outcome(Episode(support, taught, ways))
+        targets = Taught(episode.query.targets, self._said(episode))
+        taught = Batch(episode.query.inputs, targets)  # pyright: ignore[reportArgumentType]  (only the task looks into them)
+        return self.student.outcome(episode._replace(query=taught))
 
     @torch.no_grad()
     def _said(self, episode: Episode) -> Tensor:
         """The teacher's logits of the queries."""
-        support, query, ways = episode
+        images = episode.query.inputs
         if isinstance(self.student, SupervisedLearner) and isinstance(self.teacher, SupervisedLearner):
-            return self.teacher.classify(query.inputs)
-        return self.teacher.adapt(support, ways, mode=Mode.INDUCTIVE)(query.inputs)
+            return self.teacher.classify(images)
+        return self.teacher.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)(images)
 
     def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
         return self.student.adapt(support, ways, mode=mode)

@@ -12,6 +12,7 @@ from pipeline.episode import Batch, Episode, Outcome, Statistics
 from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.models.norm import Given, Normalise, Recorded, Running, by_batch
 from pipeline.tasks.task import Task
+from pipeline.tensor_noise import Chance
 
 Decide = Callable[[Tensor], Tensor]
 """Features of queries (samples, …) -> predictions (samples, ways)."""
@@ -44,8 +45,8 @@ class EmbeddingLearner(Learner, ABC):
         return self.task.loss(predictions, targets)
 
     def outcome(self, episode: Episode) -> Outcome:
-        support, query, ways = episode
-        recorded = Recorded()
+        support, query, ways, key = episode
+        recorded = Recorded(chance=Chance(key))
         predictions = self._together(support, query.inputs, ways, recorded)
         loss = self.loss(predictions, query.targets)
         return Outcome(loss, self.task.metrics(predictions, query.targets), recorded.statistics)
@@ -60,9 +61,13 @@ class EmbeddingLearner(Learner, ABC):
         return torch.no_grad()(lambda inputs: decide(embed(inputs, normalise)))
 
     def _together(self, support: Batch, inputs: Tensor, ways: int, normalise: Normalise) -> Tensor:
+        known, asked = self._embedded(support, inputs, normalise)
+        return self.learn(known, support.targets, ways, normalise)(asked)
+
+    def _embedded(self, support: Batch, inputs: Tensor, normalise: Normalise) -> tuple[Tensor, Tensor]:
+        """Features of the support and of the inputs, from one pass over both."""
         features = self.embed(support)(torch.cat([support.inputs, inputs]), normalise)
-        known = len(support.inputs)
-        return self.learn(features[:known], support.targets, ways, normalise)(features[known:])
+        return features[: len(support.inputs)], features[len(support.inputs) :]
 
     def absorb(self, statistics: Statistics) -> None:
         self.running.absorb(statistics)

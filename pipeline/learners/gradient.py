@@ -19,6 +19,7 @@ from pipeline.learners.unroll import InnerProblem, trajectory
 from pipeline.models.network import Network
 from pipeline.models.norm import ByBatch, Given, Normalise, Recorded, Running
 from pipeline.tasks.task import Task
+from pipeline.tensor_noise import Chance
 
 
 @final
@@ -61,7 +62,7 @@ class GradientLearner(Learner):
 
     @torch.no_grad()
     def breaks(self, episode: Episode) -> int | None:
-        problem = self._problem(*episode, self.steps)
+        problem = self._problem(episode, self.steps, chance=Chance(episode.key))
         for step, fast in enumerate(trajectory(problem, second_order=False)):
             if not all(bool(value.isfinite().all()) for value in fast.values()):
                 return step
@@ -84,7 +85,7 @@ class GradientLearner(Learner):
             )
 
     def outcome(self, episode: Episode) -> Outcome:
-        return self.estimate(self._problem(*episode, self.steps))
+        return self.estimate(self._problem(episode, self.steps, chance=Chance(episode.key)))
 
     @torch.no_grad()
     def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
@@ -95,7 +96,7 @@ class GradientLearner(Learner):
     @torch.no_grad()
     def predictors(self, support: Batch, ways: int, *, mode: Mode) -> Iterator[Predictor]:
         """A predictor before adaptation and after each of the `test_steps` inner steps, for adaptation curves."""
-        problem = self._problem(support, support, ways, self.test_steps, mode)
+        problem = self._problem(Episode(support, support, ways), self.test_steps, mode)
         for step, fast in enumerate(trajectory(problem, second_order=False)):
             yield self._predictor(fast, self._normalise(fast, support, mode, step))
 
@@ -103,21 +104,27 @@ class GradientLearner(Learner):
         return functional_call(self.model, {**params, **fast}, (inputs, normalise))
 
     def _problem(
-        self, support: Batch, query: Batch, ways: int, steps: int, mode: Mode = Mode.INDUCTIVE
+        self, episode: Episode, steps: int, mode: Mode = Mode.INDUCTIVE, *, chance: Chance | None = None
     ) -> InnerProblem:
+        support, query, ways, _ = episode
+
+        def within(place: str, step: int) -> Normalise:
+            # The same samples lose other activations at another step.
+            return self._within(mode, step, chance and chance.at(f"{place}/{step}"))
+
         def embed(params: Params, inputs: Tensor) -> Tensor:
-            return functional_call(self.model.encoder, _part("encoder", params), (inputs, self._within(mode, 0)))
+            return functional_call(self.model.encoder, _part("encoder", params), (inputs, within("start", 0)))
 
         def start(meta: Params) -> Params:
             arguments = (_part("model", meta), support, ways, embed)
             return functional_call(self.initial, _part("initial", meta), arguments)
 
         def support_loss(meta: Params, fast: Params, step: int) -> Tensor:
-            predictions = self._call(_part("model", meta), fast, support.inputs, self._within(mode, step))
+            predictions = self._call(_part("model", meta), fast, support.inputs, within("support", step))
             return self.task.loss(predictions, support.targets)
 
         def judged(meta: Params, fast: Params, step: int) -> Outcome:
-            predictions = self._call(_part("model", meta), fast, query.inputs, self._within(mode, step))
+            predictions = self._call(_part("model", meta), fast, query.inputs, within("query", step))
             loss = self.task.loss(predictions, query.targets)
             metrics = self.task.metrics(predictions, query.targets)
             if self.support_weight:
@@ -133,11 +140,11 @@ class GradientLearner(Learner):
 
         return InnerProblem(dict(self.named_parameters()), start, support_loss, judged, init, update, steps)
 
-    def _within(self, mode: Mode, step: int) -> Normalise:
+    def _within(self, mode: Mode, step: int, chance: Chance | None = None) -> Normalise:
         """How a batch is normalised in the inner loop and in training."""
         if self.running is None or mode is Mode.TRANSDUCTIVE:
-            return ByBatch(step)
-        return Given(self.running.statistics(), step)
+            return ByBatch(step, chance)
+        return Given(self.running.statistics(), step, chance)
 
     def _normalise(self, fast: Params, support: Batch, mode: Mode, step: int) -> Normalise:
         """How queries are normalised after adapting."""

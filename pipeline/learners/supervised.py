@@ -13,6 +13,7 @@ from pipeline.learners.metric import class_means, imprinted, squared_distance
 from pipeline.models.heads import CosineLinear, cosine_logits, directions
 from pipeline.models.norm import Given, Normalise, Recorded
 from pipeline.tasks.task import Task
+from pipeline.tensor_noise import Chance
 
 
 @final
@@ -31,7 +32,7 @@ class SupervisedLearner(EmbeddingLearner):
 
     def outcome(self, episode: Episode) -> Outcome:
         images, labels = episode.query
-        recorded = Recorded()
+        recorded = Recorded(chance=Chance(episode.key))
         predictions = self.head(self.model(images, recorded))
         return Outcome(self.loss(predictions, labels), self.task.metrics(predictions, labels), recorded.statistics)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.episode import Statistics
+from pipeline.tensor_noise import Chance
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance, each (channels,)."""
@@ -42,9 +43,14 @@ def alone() -> Iterator[None]:
 
 
 class Normalise(ABC):
-    """Normalises activations (samples, channels, …) of a named layer; `step` is the number of inner steps behind."""
+    """Normalises activations (samples, channels, …) of a named layer; `step` is the number of inner steps behind.
+
+    With it goes what else a pass through a model is told: the noise by which layers leave out activations, `chance`; none:
+    they leave out nothing.
+    """
 
     step: int = 0
+    chance: Chance | None = None
 
     @abstractmethod
     def __call__(self, layer: str, x: Tensor) -> Tensor:
@@ -64,8 +70,8 @@ class Normalise(ABC):
 class ByBatch(Normalise):
     """Normalise by the batch's own mean and variance."""
 
-    def __init__(self, step: int = 0):
-        self.step = step
+    def __init__(self, step: int = 0, chance: Chance | None = None):
+        self.step, self.chance = step, chance
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
         return F.batch_norm(x, None, None, None, None, True, eps=EPS)
@@ -86,8 +92,8 @@ by_batch = ByBatch()
 class Recorded(Normalise):
     """Normalise by the batch, and remember the statistics of every layer (detached)."""
 
-    def __init__(self, step: int = 0):
-        self.step = step
+    def __init__(self, step: int = 0, chance: Chance | None = None):
+        self.step, self.chance = step, chance
         self.statistics: Statistics = {}
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
@@ -106,8 +112,8 @@ class Recorded(Normalise):
 class Given(Normalise):
     """Normalise by statistics taken elsewhere, so that a prediction depends on its own sample alone (law 8)."""
 
-    def __init__(self, statistics: Statistics, step: int = 0):
-        self.statistics, self.step = statistics, step
+    def __init__(self, statistics: Statistics, step: int = 0, chance: Chance | None = None):
+        self.statistics, self.step, self.chance = statistics, step, chance
 
     def __call__(self, layer: str, x: Tensor) -> Tensor:
         mean, var = self.statistics[layer]

@@ -19,6 +19,7 @@ from pipeline.errors import InputError
 
 SHAPE = Shape(ways=3, shots=1, queries=2)
 BATCH = 5
+GOLDEN_KEYS = (1884232298, 307957049)
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,19 @@ def test_ranks_together_read_the_whole_meta_batch(index, world):
             found |= dict(zip(share.numbers, share.episodes, strict=True))
     assert sorted(found) == list(range(BATCH))
     assert all(same(found[n], reader(index).episode(sampler(index).draw(2, n))) for n in found)
+
+
+@pytest.mark.parametrize(("world", "threads"), [(1, 1), (2, 3)])
+def test_the_key_of_an_episode_is_that_of_its_step_and_number(index, world, threads):
+    """Golden, like the episodes themselves: what is drawn inside an episode depends on no rank, thread or restart."""
+    keys = {}
+    for rank in range(world):
+        with loader(index, rank=rank, world=world, threads=threads) as loading:
+            for step in (3, 4):
+                share = loading.share(step, last=5)
+                keys |= {(step, n): e.key.item() for n, e in zip(share.numbers, share.episodes, strict=True)}
+    assert len(set(keys.values())) == 2 * BATCH and all(0 <= key < 2**32 for key in keys.values())
+    assert (keys[3, 0], keys[4, 1]) == GOLDEN_KEYS
 
 
 def test_more_ranks_than_episodes_are_refused(index):

@@ -7,6 +7,7 @@ from small import LEARNERS, OWN_HEAD, episode, gradient, gradient_learner, make,
 from pipeline.episode import Batch, Episode
 from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.learner import Mode
+from pipeline.models.drop import DropBlock
 from pipeline.models.norm import Norm
 
 APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "evolved-rule", "meta-lstm", "maml++"}
@@ -88,6 +89,25 @@ def test_transductive_predictions_look_at_other_queries(learner):
     apart = torch.cat([predict(part) for part in one.query.inputs.split(3)])
     looks = any(isinstance(module, Norm) for module in learner.modules())
     assert ((together - apart).abs().max() > 1e-3) == looks
+
+
+@pytest.mark.parametrize("name", ["maml-dropping", "prototypes-dropping"])
+def test_the_key_decides_what_is_drawn_in_training_alone(name):
+    learner, one = make(name), episode(6)
+    losses = [learner.outcome(one._replace(key=torch.tensor(key))).loss.item() for key in (5, 5, 6)]
+    predicted = [learner.adapt(one.support, one.ways, mode=mode)(one.query.inputs) for mode in Mode]
+    learner.model.encoder.drop.drop = 0.0
+    assert losses[0] == losses[1] != losses[2] and learner.outcome(one).loss.item() not in losses
+    for mode, expected in zip(Mode, predicted, strict=True):
+        assert torch.equal(learner.adapt(one.support, one.ways, mode=mode)(one.query.inputs), expected)
+
+
+def test_the_support_loses_other_activations_at_every_step(monkeypatch):
+    places = []
+    kept = DropBlock.kept
+    monkeypatch.setattr(DropBlock, "kept", lambda self, x, chance: places.append(chance.place) or kept(self, x, chance))
+    make("maml-dropping").outcome(episode(1))
+    assert places == ["/support/0/images", "/support/1/images", "/query/2/images"]
 
 
 def test_more_inner_steps_fit_the_support_better():

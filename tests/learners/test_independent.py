@@ -25,7 +25,7 @@ def textbook(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
 def algorithm_1(weights: dict[str, torch.Tensor], episodes) -> torch.Tensor:
     """Finn et al. 2017, algorithm 1, lines 4 to 8: the mean over tasks of the query loss after the inner steps."""
     losses = []
-    for support, query, _ in episodes:
+    for support, query, *_ in episodes:
         adapted = dict(weights)
         for _ in range(STEPS):
             loss = F.cross_entropy(textbook(adapted, support.inputs), support.targets)

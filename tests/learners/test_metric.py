@@ -91,7 +91,8 @@ def test_relation_takes_maps_of_any_size(size, side, downsample):
         assert learner.adapt(support, 2, mode=mode)(torch.rand(3, 3, size, size)).shape == (3, 2)
 
 
-@pytest.mark.parametrize("name", EMBEDDING)
+# What an encoder that drops takes in is of images with holes, and predictions are of whole ones.
+@pytest.mark.parametrize("name", [name for name in EMBEDDING if name != "prototypes-dropping"])
 def test_inductive_predictions_use_the_statistics_taken_in(name):
     """With the statistics of an episode itself they are the transductive ones."""
     learner, one = make(name), episode(5)

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import WAYS, episode, gradient_learner, kept_statistics, make, network, rfs, supervised
+from small import WAYS, Dropping, episode, gradient_learner, kept_statistics, make, network, rfs, supervised
 from torch.nn import functional as F
 
 from pipeline.episode import Batch, Episode
@@ -12,8 +12,10 @@ from pipeline.learners.initials import Fresh
 from pipeline.learners.learner import Mode
 from pipeline.learners.metric import imprinted
 from pipeline.learners.rules import Sgd
+from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.heads import CosineLinear, cosine_logits, directions
 from pipeline.models.norm import Given, Recorded, by_batch
+from pipeline.tasks.classification import Classification
 
 BOTH = pytest.mark.parametrize("cosine", [False, True])
 
@@ -79,6 +81,15 @@ def test_base_classes_are_classified_by_the_running_statistics():
     apart = torch.cat([learner.classify(image[None]) for image in one.query.inputs])
     assert together.shape == (len(one.query.inputs), WAYS) and not together.requires_grad
     assert torch.allclose(together, apart)
+
+
+def test_training_drops_and_classifying_does_not():
+    model, one = network(encoder=Dropping, prototype=True), episode(2)
+    learner = SupervisedLearner(model, Classification(), torch.nn.Linear(6, WAYS)).double()
+    losses = [learner.outcome(one._replace(key=torch.tensor(key))).loss.item() for key in (1, 1, 2)]
+    logits = learner.classify(one.query.inputs)
+    model.encoder.drop.drop = 0.0
+    assert losses[0] == losses[1] != losses[2] and torch.equal(learner.classify(one.query.inputs), logits)
 
 
 def test_a_cosine_head_sees_directions_alone():

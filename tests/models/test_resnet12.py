@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch.func import functional_call, grad, vmap
 
+from pipeline.models.drop import DropBlock
+from pipeline.models.norm import ByBatch
 from pipeline.models.resnet12 import ResNet12
+from pipeline.tensor_noise import Chance
 
 
 def made(**options) -> ResNet12:
@@ -24,6 +27,20 @@ def test_it_has_as_many_parameters_as_in_the_literature():
 def test_features_are_as_many_as_it_says(size):
     model = made()
     assert model(torch.rand(2, 3, size, size, dtype=torch.float64)).shape == (2, model.features)
+
+
+def test_it_drops_activations_behind_two_blocks_and_squares_behind_two_more(monkeypatch):
+    """DB(0.9, 1) twice and DB(0.9, 5) twice (Lee et al. 2019, section 4.1), each with noise of its own."""
+    model, images = made(drop=0.1), torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    assert [(block.drop.drop, block.drop.block) for block in model.blocks] == [(0.1, 1), (0.1, 1), (0.1, 5), (0.1, 5)]
+    places = []
+    kept = DropBlock.kept
+    monkeypatch.setattr(DropBlock, "kept", lambda self, x, chance: places.append(chance.place) or kept(self, x, chance))
+    features = model(images, ByBatch(0, Chance(torch.tensor(3))))
+    assert len(places) == len(set(places)) == 4
+    plain = made()
+    plain.load_state_dict(model.state_dict())
+    assert torch.equal(model(images), plain(images)) and not torch.allclose(features, plain(images))
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
