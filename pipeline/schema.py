@@ -157,7 +157,15 @@ class TimmConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] = "resnet10t"
 
 
-ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig, Field(discriminator="kind")]
+class FeaturesConfig(Config):
+    """No encoder: the data are features that a frozen one made before (`metashard embed`)."""
+
+    kind: Literal["features"] = "features"
+
+
+ModelConfig = Annotated[
+    Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig | FeaturesConfig, Field(discriminator="kind")
+]
 
 
 class _Rated(Config):
