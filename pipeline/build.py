@@ -26,12 +26,13 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
-from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
 from pipeline.models.features import Features
 from pipeline.models.foreign import Foreign
+from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
@@ -207,7 +208,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
         if index.encoder:
             raise InputError(
                 f"learner.kind = {config.learner.kind} has nothing to meta-train on features that stay as they are; "
-                "set meta.steps = 0, or another learner.kind, as ridge"
+                "set meta.steps = 0, or another learner, as ridge"
             )
         raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
@@ -365,8 +366,11 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             return _gradient_learner(config, chosen, Network(encoder, head), task)
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
-        case MatchingConfig():
+        case MatchingConfig(reads=0):
             return MatchingLearner(Network(encoder, nn.Identity()), task)
+        case MatchingConfig(reads=reads):
+            context = FullContext(encoder.features, steps=reads)
+            return ContextualMatchingLearner(Network(encoder, nn.Identity()), task, context)
         case RelationConfig(loss=loss):
             if not (isinstance(encoder, Conv4 | Features) and _gives_maps(encoder)):
                 raise InputError(

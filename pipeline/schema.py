@@ -346,9 +346,11 @@ class PrototypeConfig(Config):
 
 
 class MatchingConfig(Config):
-    """Matching networks, without full context embeddings."""
+    """Matching networks."""
 
     kind: Literal["matching"] = "matching"
+    reads: NonNegativeInt = 0
+    """Times that a query's embedding reads the support, which knows of itself too (full context embeddings); 0: none of it."""
 
 
 class RelationConfig(Config):
