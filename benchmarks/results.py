@@ -137,6 +137,7 @@ METHODS = {
     "cnaps": Method({"kind": "film"}),
     "metanet": Method({"kind": "metanet"}),
     "leo": Method({"kind": "leo"}),
+    "matching-full-context": Method({"kind": "matching", "reads": 5}),
     "matching": Method({"kind": "matching"}, published=_figures(98.1, 98.9, 93.8)),
     "relation": Method(
         {"kind": "relation"}, model={"features": "map"}, published=_figures(99.6, 99.8, 97.6, 55.0, 69.3)

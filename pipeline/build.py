@@ -27,11 +27,13 @@ from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototy
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.features import Features
 from pipeline.models.foreign import Foreign
+from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
@@ -53,6 +55,7 @@ from pipeline.schema import (
     EstimateConfig,
     EvolutionConfig,
     EvolvedRuleConfig,
+    FeaturesConfig,
     FilmConfig,
     FirstOrderConfig,
     FocalConfig,
@@ -94,7 +97,7 @@ from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Features
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -202,14 +205,24 @@ def learner(config: RunConfig, index: Index) -> Learner:
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        encoder = _encoder(config, index)
-        made = _learner(config, index, encoder, task(config))
+        made = _learner(config, index, encoder(config, index), task(config))
     if config.meta.steps and not any(value.requires_grad for value in made.parameters()):
+        if index.encoder:
+            raise InputError(
+                f"learner.kind = {config.learner.kind} has nothing to meta-train on features that stay as they are; "
+                "set meta.steps = 0, or another learner, as ridge"
+            )
         raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
 
 
-def _encoder(config: RunConfig, index: Index) -> Encoder:
+def encoder(config: RunConfig, index: Index) -> Encoder:
+    """The encoder for the images, or features, of an index, with random values.
+
+    Raises:
+        InputError: it does not take them.
+    """
+    _check_kind(config, index)
     height, width, channels = index.shape(0)
     size, steps = config.data.size or height, config.learner.steps if isinstance(config.learner, GradientConfig) else 0
     chosen = config.model
@@ -218,7 +231,7 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
         )
     pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
-    halvings = MAP_HALVINGS if _gives_maps(config) else BLOCKS
+    halvings = MAP_HALVINGS if isinstance(chosen, Conv4Config) and chosen.features == "map" else BLOCKS
     if pools and size < 2**halvings:
         way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
         raise InputError(
@@ -252,6 +265,8 @@ def _encoder(config: RunConfig, index: Index) -> Encoder:
             return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
         case TimmConfig(name=name):
             return Foreign(_timm(name, channels), channels=channels, size=size)
+        case FeaturesConfig():
+            return Features(channels=channels, side=size, encoder=index.encoder)
         case _ as never:
             assert_never(never)
 
@@ -293,8 +308,32 @@ def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:
     return made
 
 
-def _gives_maps(config: RunConfig) -> bool:
-    return isinstance(config.model, Conv4Config) and config.model.features == "map"
+def _check_kind(config: RunConfig, index: Index) -> None:
+    """Images go to encoders; features, of which nothing is turned, inverted or resized, to `model.kind = features`."""
+    if not isinstance(config.model, FeaturesConfig):
+        if index.encoder:
+            raise InputError(
+                f"{index.root}: holds features, and model.kind = {config.model.kind} takes images; set model.kind = features"
+            )
+        return
+    if not index.encoder:
+        raise InputError(
+            f"{index.root}: holds images, not features; make them with metashard embed, or choose a model.kind"
+        )
+    data = config.data
+    asked = {"data.rotations": data.rotations, "data.invert": data.invert, "data.size": data.size}
+    if named := [key for key, value in asked.items() if value]:
+        raise InputError(f"{named[0]} is for images, and {index.root} holds features; leave it out")
+
+
+def _gives_maps(encoder: Encoder) -> bool:
+    match encoder:
+        case Conv4(form=form):
+            return form == "map"
+        case Features(side=side):
+            return side > 1
+        case _:
+            return False
 
 
 def has_fixed_head(config: RunConfig) -> bool:
@@ -317,9 +356,10 @@ def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Mod
 
 
 def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
-    if _gives_maps(config) and not isinstance(config.learner, RelationConfig):
+    if _gives_maps(encoder) and not isinstance(config.learner, RelationConfig):
+        where = f"{index.root}: an encoder with " if index.encoder else ""
         raise InputError(
-            f"model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
+            f"{where}model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
             "set model.features = mean or flatten"
         )
     match config.learner:
@@ -342,10 +382,13 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             return _gradient_learner(config, chosen, Network(encoder, head), task)
         case PrototypeConfig():
             return PrototypeLearner(Network(encoder, nn.Identity()), task)
-        case MatchingConfig():
+        case MatchingConfig(reads=0):
             return MatchingLearner(Network(encoder, nn.Identity()), task)
+        case MatchingConfig(reads=reads):
+            context = FullContext(encoder.features, steps=reads)
+            return ContextualMatchingLearner(Network(encoder, nn.Identity()), task, context)
         case RelationConfig(loss=loss):
-            if not (isinstance(encoder, Conv4) and isinstance(config.model, Conv4Config) and _gives_maps(config)):
+            if not (isinstance(encoder, Conv4 | Features) and _gives_maps(encoder)):
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )
@@ -353,7 +396,8 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 raise InputError(
                     f"task.loss.kind = {config.task.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )
-            relation = Relation(width=config.model.width, side=encoder.side, norm=config.model.norm)
+            norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
+            relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)
             return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
         case FilmConfig(hidden=hidden):
             side, _, channels = index.shape(0)

@@ -116,6 +116,25 @@ def verify(
     print(f"{data}: no fault")
 
 
+@app.command(
+    epilog="Example: metashard embed birds-supervised-20260101-120000-ab12 data/birds-features --data data/birds"
+)
+def embed(
+    target: Annotated[Path, typer.Argument(help="run id, run folder, checkpoint folder or .safetensors file")],
+    out: Annotated[Path, typer.Argument(help="folder of the packed features")],
+    data: Annotated[Path | None, typer.Option(help="another packed data set than the run's")] = None,
+    config: Annotated[Path | None, typer.Option(help="for a .safetensors file: a run's YAML with its model")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Run a frozen encoder over every image once; its features are a data set for model.kind = features."""
+    from pipeline import embed as verb
+    from pipeline.watch import counting
+
+    with counting("embedding", "samples") as progress:
+        made = verb.embed(target, out, data=data, config=config, runs=runs, progress=progress)
+    print(_described(made))
+
+
 @app.command(epilog="Example: metashard show data/glyphs --out episode.png")
 def show(
     target: Annotated[Path, typer.Argument(help="a data set, or a run")],
@@ -305,8 +324,9 @@ def _named(**options: int | None) -> dict[str, int]:
 def _described(made) -> str:
     splits = ", ".join(f"{name} {len(ids)}" for name, ids in made.splits.items())
     height, width, channels = made.shape(0)
+    form = f"features of encoder {made.encoder[:12]}…" if made.encoder else made.store
     return (
-        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}, {made.store}), "
+        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}, {form}), "
         f"{len(made.class_names):,} classes ({splits}), {len(made.shards):,} tars"
     )
 

@@ -101,12 +101,13 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
 
 
 def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
-    """An episode with predictions, the loss curve of what was trained, and for gradient learners the adaptation curve."""
+    """An episode of images with predictions, the loss curve of training, and for gradient learners the adaptation curve."""
     folder = run / "pictures"
     folder.mkdir(exist_ok=True)
     config, index, learner, _ = evaluate.restored(subject)
     with one_thread():
-        made = [_draw_episode(folder / "episode.png", config, index, learner)]
+        # Features are no pictures.
+        made = [] if index.encoder else [_draw_episode(folder / "episode.png", config, index, learner)]
         if config.meta.steps:
             made.append(_draw_losses(folder / "losses.png", run))
         if isinstance(learner, GradientLearner):

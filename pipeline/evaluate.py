@@ -21,9 +21,12 @@ from pipeline.data.loader import frozen
 from pipeline.data.sampler import Shape
 from pipeline.errors import InputError
 from pipeline.faults import one_line
+from pipeline.frozen import frozen_encoder
 from pipeline.judging import Judgement, Score, judged, pooled, score
+from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
+from pipeline.models.features import Features
 from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
 from pipeline.start import started
@@ -159,11 +162,37 @@ def restored(subject: Subject) -> Restored:
                 f"{subject.checkpoint} holds no weights of a learner for the images of {trained.root}: "
                 f"{one_line(str(error))}; bring back {config.data.root}, on which it was trained"
             ) from error
+    if index.encoder and not trained.encoder:
+        return _on_features(config, trained, index, learner, Path(subject.checkpoint))
     channels = trained.shape(0)[2]
-    return Restored(_read_alike(config, trained, index), index, learner, channels)
+    return Restored(read_alike(config, trained, index), index, learner, channels)
 
 
-def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
+def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learner, path: Path) -> Restored:
+    """A learner of images on features that its own encoder made of them: predictions are those for the images.
+
+    Raises:
+        InputError: another encoder made them, or the learner does more with its encoder than to ask for features.
+    """
+    if not isinstance(learner, EmbeddingLearner) or config.data.rotations:
+        what = "data.rotations = true" if config.data.rotations else f"learner.kind = {config.learner.kind}"
+        raise InputError(
+            f"{index.root}: holds features, and with {what} the images themselves are needed; evaluate on images, or train "
+            "with model.kind = features"
+        )
+    own = frozen_encoder(config, trained, path).sha256
+    if own != index.encoder:
+        raise InputError(
+            f"{index.root}: features of encoder {index.encoder[:12]}…, and that of {path} is {own[:12]}…; "
+            "make its own with metashard embed"
+        )
+    side, _, channels = index.shape(0)
+    learner.model.encoder = Features(channels=channels, side=side, encoder=own)
+    data = config.data.model_copy(update={"size": None, "invert": False})
+    return Restored(config.model_copy(update={"data": data}), index, learner, channels)
+
+
+def read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
     """The config by which images of `index` come in the size that a learner for those of `trained` takes.
 
     Raises:
@@ -171,6 +200,10 @@ def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
     """
     if trained is index:
         return config
+    if trained.encoder != index.encoder:
+        raise InputError(
+            f"{index.root}: holds {_content(index)}, and the learner was trained on {_content(trained)}; name data of the same"
+        )
     (height, width, channels), (other_height, other_width, others) = trained.shape(0), index.shape(0)
     if others not in (channels, 1) and (others, channels) != (3, 1):
         raise InputError(
@@ -184,6 +217,10 @@ def _read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
         )
     size = config.data.size or (height if height == width else None)
     return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+
+
+def _content(index: Index) -> str:
+    return f"features of encoder {index.encoder[:12]}…" if index.encoder else "images"
 
 
 def _part(

@@ -67,12 +67,11 @@ def pack(
     form = {"store": store, "size": size, "channels": channels}
     mean = packing.mean_bytes(data.samples, **form)
     shards = packing.plan(data, shard_bytes=shard_mib << 20, sample_bytes=mean, seed=seed)
-    _claim(dest, packing.identity(shards, {**form, "name": data.name}))
+    claim(dest, packing.identity(shards, {**form, "name": data.name}))
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     jobs = [(dest, name, samples, form) for name, samples in zip(names, shards, strict=True)]
     _each(_pack_shard, jobs, workers=workers, progress=progress)
-    fragments = _fragments(dest, names, CLASS_FIELD)
-    return merge(dest, fragments, name=data.name, splits=chosen, origin=origin)
+    return merge(dest, fragments(dest, names, CLASS_FIELD), name=data.name, splits=chosen, origin=origin)
 
 
 def index(
@@ -99,14 +98,14 @@ def index(
     if splits is None and rule is None:
         raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
     _make_folder(root)
-    results = _each(_fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
+    results = _each(fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
     if faults := [fault for found in results for fault in found]:
         more = f" (and {len(faults) - 1} more faults; metashard verify lists them)" if len(faults) > 1 else ""
         raise InputError(faults[0] + more)
-    fragments = _fragments(root, names, class_field)
-    class_names = sorted({label for f in fragments for label in f.table["label"].unique().to_pylist()})
+    found = fragments(root, names, class_field)
+    class_names = sorted({label for f in found for label in f.table["label"].unique().to_pylist()})
     chosen, origin = _splits(class_names, splits, rule, seed, {})
-    return merge(root, fragments, name=root.name, splits=chosen, origin=origin)
+    return merge(root, found, name=root.name, splits=chosen, origin=origin)
 
 
 def verify(
@@ -189,8 +188,8 @@ def _splits(
     return chosen, origin
 
 
-def _claim(dest: Path, identity: str) -> None:
-    """Make `dest` the place of this pack, or recognise that it was begun there."""
+def claim(dest: Path, identity: str) -> None:
+    """Make `dest` the place of a pack, or recognise that this one was begun there; `identity` tells packs apart."""
     _make_folder(dest)
     receipt = dest / _RECEIPT
     if receipt.is_file():
@@ -199,9 +198,11 @@ def _claim(dest: Path, identity: str) -> None:
         except (ValueError, KeyError, TypeError):
             known = "damaged"
         if known != identity:
-            raise InputError(f"{dest}: holds a pack of other images or options; choose another DEST or delete it")
+            raise InputError(
+                f"{dest}: holds a pack of other images or options, or another encoder's; choose another place or delete it"
+            )
     elif any(dest.iterdir()):
-        raise InputError(f"{dest}: is not empty and holds no pack; choose another DEST")
+        raise InputError(f"{dest}: is not empty and holds no pack; choose another place")
     else:
         write_file(receipt, json.dumps({"identity": identity}).encode())
 
@@ -233,14 +234,14 @@ def _tars(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _pack_shard(dest: Path, name: str, samples: Sequence[Sample], form: Mapping) -> None:
-    if _current(dest, name, CLASS_FIELD) is not None:
+    if current(dest, name, CLASS_FIELD) is not None:
         return
     packing.write_shard(dest / name, samples, **form)
-    if faults := _fragment_faults(dest, name, CLASS_FIELD):
+    if faults := fragment_faults(dest, name, CLASS_FIELD):
         raise InputError(faults[0])
 
 
-def _current(root: Path, name: str, class_field: str) -> Fragment | None:
+def current(root: Path, name: str, class_field: str) -> Fragment | None:
     """The stored fragment of a tar, if the tar has not changed since."""
     fragment = read_fragment(root, name)
     path = root / name
@@ -250,18 +251,19 @@ def _current(root: Path, name: str, class_field: str) -> Fragment | None:
     return fragment if (fragment.shard.bytes, fragment.modified_ns) == (status.st_size, status.st_mtime_ns) else None
 
 
-def _fragments(root: Path, names: Sequence[str], class_field: str) -> list[Fragment]:
-    fragments = []
+def fragments(root: Path, names: Sequence[str], class_field: str) -> list[Fragment]:
+    """What is known of these tars, all of which were scanned."""
+    found = []
     for name in names:
-        if (fragment := _current(root, name, class_field)) is None:
+        if (fragment := current(root, name, class_field)) is None:
             raise InputError(f"{root / name}: changed while it was indexed; leave the tars alone and start again")
-        fragments.append(fragment)
-    return fragments
+        found.append(fragment)
+    return found
 
 
-def _fragment_faults(root: Path, name: str, class_field: str) -> list[str]:
+def fragment_faults(root: Path, name: str, class_field: str) -> list[str]:
     """Scan a tar unless its fragment is current; store the fragment, or tell the faults."""
-    if _current(root, name, class_field) is not None:
+    if current(root, name, class_field) is not None:
         return []
     try:
         modified_ns = (root / name).stat().st_mtime_ns

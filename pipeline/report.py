@@ -342,6 +342,8 @@ def show(target: Path, out: Path) -> list[Path]:
 
 def _draw_episode(index: Index, out: Path) -> Path:
     """Up to five classes of the test split, or of the first, with up to five support and five query samples each."""
+    if index.encoder:
+        raise InputError(f"{index.root} holds features, which are no pictures; show the images that they were made of")
     split = "test" if "test" in index.splits else next(iter(index.splits))
     classes = index.splits[split]
     classes = classes[index.counts[classes] >= 2]

@@ -161,7 +161,15 @@ class TimmConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] = "resnet10t"
 
 
-ModelConfig = Annotated[Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig, Field(discriminator="kind")]
+class FeaturesConfig(Config):
+    """No encoder: the data are features that a frozen one made before (`metashard embed`)."""
+
+    kind: Literal["features"] = "features"
+
+
+ModelConfig = Annotated[
+    Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig | FeaturesConfig, Field(discriminator="kind")
+]
 
 
 class _Rated(Config):
@@ -342,9 +350,11 @@ class PrototypeConfig(Config):
 
 
 class MatchingConfig(Config):
-    """Matching networks, without full context embeddings."""
+    """Matching networks."""
 
     kind: Literal["matching"] = "matching"
+    reads: NonNegativeInt = 0
+    """Times that a query's embedding reads the support, which knows of itself too (full context embeddings); 0: none of it."""
 
 
 class RelationConfig(Config):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline import checkpoint
 from pipeline.build import MakeLearner
@@ -39,17 +39,18 @@ def started(config: RunConfig, index: Index, make_learner: MakeLearner) -> Learn
     return learner
 
 
-def begin(learner: Learner, path: Path, *, needs_statistics: bool) -> None:
+def begin(learner: nn.Module, path: Path, *, needs_statistics: bool, key: str = "start") -> None:
     """Put the values of a run, a checkpoint or a .safetensors file into a learner, by name and shape.
 
     All of the encoder must be there, and with `needs_statistics` all running norm statistics. What else fits is taken too;
     heads and learned rules that do not fit, or are not there, stay as they are. In a file that is not of a learner the names
     are those of an encoder, bare or after `encoder.`; an encoder with a method `translated` has that say what they mean.
+    `key` is what the user named the file by.
 
     Raises:
         InputError: the file cannot be read, or does not fit; the parameters are named.
     """
-    own, found = learner.state_dict(), _named(dict(_values(path)), learner)
+    own, found = learner.state_dict(), _named(dict(_values(path, key)), learner)
     needed = [n for n in own if n.startswith(ENCODER) or (needs_statistics and n.startswith(STATISTICS))]
     faults = [fault for name in needed if (fault := _fault(name, own[name], found, path))]
     faults += [f"{path} has {_plain(n)}, the model has not" for n in found if n.startswith(ENCODER) and n not in own]
@@ -61,7 +62,7 @@ def begin(learner: Learner, path: Path, *, needs_statistics: bool) -> None:
         way_out = "start from weights of this model, or change `model`"
         if all(STATISTICS in fault for fault in faults):
             way_out = "start from a run that keeps norm statistics, as learner.kind = supervised does"
-        raise InputError(f"start: {'; '.join([*faults[:NAMED], *more])}; {way_out}")
+        raise InputError(f"{key}: {'; '.join([*faults[:NAMED], *more])}; {way_out}")
     learner.load_state_dict(fitting, strict=False)
 
 
@@ -78,7 +79,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("model.")
 
 
-def _named(values: dict[str, Tensor], learner: Learner) -> dict[str, Tensor]:
+def _named(values: dict[str, Tensor], learner: nn.Module) -> dict[str, Tensor]:
     """The values by the names that they have in a learner."""
     if any(name.startswith(ENCODER) for name in values):
         return values
@@ -93,15 +94,15 @@ def _named(values: dict[str, Tensor], learner: Learner) -> dict[str, Tensor]:
     return {f"{ENCODER}{name}": value for name, value in values.items() if name in known}
 
 
-def _values(path: Path) -> Mapping[str, Tensor]:
+def _values(path: Path, key: str) -> Mapping[str, Tensor]:
     if path.is_dir():
-        return checkpoint.load(checkpoint_of(path, "start")).learner
+        return checkpoint.load(checkpoint_of(path, key)).learner
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(str(error))
         raise InputError(
-            f"start = {path}: no safetensors file that can be read ({reason}); name a run's folder, a checkpoint's folder or "
+            f"{key} = {path}: no safetensors file that can be read ({reason}); name a run's folder, a checkpoint's folder or "
             "a .safetensors file: pickled weights are never opened"
         ) from error
 

@@ -65,6 +65,8 @@ def _differences(theirs: RunConfig, trained: Index, config: RunConfig, index: In
 
 def _images(config: RunConfig, index: Index) -> str:
     height, width, channels = index.shape(0)
+    if index.encoder:
+        return f"{channels} features of encoder {index.encoder[:12]}…"
     ink = ", inverted" if config.data.invert else ""
     return f"{config.data.size or height} × {config.data.size or width} pixels of {channels} channels{ink}"
 

@@ -19,11 +19,12 @@ from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
 from pipeline.models.drop import DropBlock
+from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
@@ -249,6 +250,9 @@ LEARNERS = {
     ).double(),
     "prototypes-rnn": lambda: PrototypeLearner(network(encoder=rnn, prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
+    "matching-full": lambda: ContextualMatchingLearner(
+        network(prototype=True), Classification(), FullContext(6, steps=3)
+    ).double(),
     "relation": relation,
     "relation-task-loss": lambda: relation(loss="task"),
     "ridge": lambda: RidgeLearner(network(prototype=True), Classification(), penalty=0.5, scale=3.0).double(),
@@ -267,6 +271,9 @@ LEARNERS = {
     "metanet": metanet,
     "leo": leo,
 }
+
+ORDERED = {"matching-full"}
+"""Embedding learners that read the support as a sequence."""
 
 OWN_HEAD = {"metanet"}
 """Embedding learners with a classifier of their own, of a fixed number of ways."""

@@ -52,6 +52,10 @@ def test_memory_compares_unrolling_and_walking_back(said):
     assert printed.count("bound") == 4
 
 
+def test_embedding_compares_images_and_features(said):
+    assert said("embedding.py").count("features are") == 2
+
+
 def test_the_table_of_results_has_a_row_for_every_cell_that_is_done(tmp_path, monkeypatch, capsys):
     score = {"mean": 0.5, "interval": 0.01}
     row = {"test": {"inductive": {"accuracy": score}, "transductive": {"accuracy": score}}, "seconds": 3, "peak_mib": 1}

@@ -24,7 +24,7 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
 from pipeline.schema import PrototypeConfig
@@ -212,6 +212,11 @@ def test_what_a_solver_learns_starts_where_asked(config, index):
     assert [v.exp().item() for v in (made.log_penalty, made.log_scale)] == pytest.approx([3.0, 4.0]) and made.steps == 2
     made = build.learner(config(learner={"kind": "svm", "cost": 0.5, "scale": 4.0}), index)
     assert made.log_scale.exp().item() == pytest.approx(4.0) and made.cost == 0.5
+
+
+def test_full_context_has_the_reads_asked_for(config, index):
+    made = build.learner(config(learner={"kind": "matching", "reads": 4}), index)
+    assert type(made) is ContextualMatchingLearner and (made.context.steps, made.context.down.width) == (4, 6)
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])

@@ -68,6 +68,16 @@ def test_pack_verify_show(tmp_path, glyphs_root, here):
     assert shown.returncode == 0 and (tmp_path / "episode.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_embed_shows_progress_and_tells_what_there_is(tmp_path, glyphs_root, here):
+    config = small_config(glyphs_root, tmp_path / "runs", learner={"kind": "ridge"}, meta={"steps": 1, "batch": 1})
+    work_here(dump(config), str(tmp_path / "runs" / "a"))
+    done = here("embed", "a", "features")
+    assert done.returncode == 0 and "624 samples (1 × 1 × 6, features of encoder " in done.stdout
+    assert "embedding: 624/624 samples" in done.stderr
+    assert "no fault" in here("verify", "features").stdout
+    assert "ridge" not in error_of(here("embed", "b", "features"))
+
+
 @pytest.mark.slow
 @pytest.mark.smoke
 def test_pack_train_evaluate_runs(tmp_path, glyphs_root):

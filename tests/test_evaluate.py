@@ -274,6 +274,8 @@ def test_where_the_training_data_are_gone_other_data_count_as_a_copy(run, glyphs
 )
 def test_images_that_cannot_be_converted_are_an_input_error(run, trained, other, said):
     config = evaluate.restored(evaluate.subject_of(checkpoint.best(run))).config
-    indexes = [SimpleNamespace(root="data", shape=lambda row, shape=shape: shape) for shape in (trained, other)]
+    indexes = [
+        SimpleNamespace(root="data", encoder="", shape=lambda row, shape=shape: shape) for shape in (trained, other)
+    ]
     with pytest.raises(InputError, match=said):
-        evaluate._read_alike(config, *indexes)
+        evaluate.read_alike(config, *indexes)

@@ -50,7 +50,8 @@ class Index:
     """An opened index; every accessor is O(1) and copies nothing. Open it with `Index.open`.
 
     `splits` gives sorted int32 class ids by split name; `counts` int64 samples per class; `shard_of` the int32 shard
-    number of every row. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files).
+    number of every row. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files). `encoder` is the
+    sha256 of the encoder whose features these are, empty for images.
     """
 
     def __init__(self, root: Path, manifest: dict, tables: Mapping[str, pa.Table]):
@@ -60,6 +61,7 @@ class Index:
         self.store: str = manifest["store"]
         self.dtype = np.dtype(manifest["dtype"])
         self.fingerprint: str = manifest["fingerprint"]
+        self.encoder: str = manifest.get("origin", {}).get("encoder", {}).get("sha256", "")
         self.shards: Sequence[ShardInfo] = [ShardInfo(**shard) for shard in manifest["shards"]]
         samples, postings, classes = (tables[name] for name in TABLES)
         self._keys = samples["key"].chunk(0)

@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def members(sample: Sample, *, store: str, size: int | None, channels: int | Non
     return made
 
 
-def write_shard(path: Path, samples: Sequence[Sample], *, store: str, size: int | None, channels: int | None) -> None:
+def write_shard(path: Path, samples: Iterable[Sample], *, store: str, size: int | None, channels: int | None) -> None:
     """Write one tar as a whole: under a temporary name first. The same samples always give the same bytes."""
     temporary = path.with_name(f".{path.name}.part")
     first: tuple[str, bytes] | None = None

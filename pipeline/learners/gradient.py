@@ -89,7 +89,7 @@ class GradientLearner(Learner):
 
     @torch.no_grad()
     def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
-        problem = self._problem(support, support, ways, self.test_steps, mode)
+        problem = self._problem(Episode(support, support, ways), self.test_steps, mode)
         *_, fast = trajectory(problem, second_order=False)
         return self._predictor(fast, self._normalise(fast, support, mode, self.test_steps))
 

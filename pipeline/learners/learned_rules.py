@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.episode import Params
 from pipeline.learners.rules import Rule, State, key
+from pipeline.models.rnn import lstm
 
 SMALLEST_LOG = 10.0
 """p of Andrychowicz et al. 2016, appendix A: gradients below e⁻ᵖ are taken as they are."""
@@ -93,7 +94,8 @@ class MetaLstm(Rule):
         for name, gradient in gradients.items():
             slope, weight = gradient.detach().reshape(-1, 1), fast[name].reshape(-1, 1)
             seen = [*scaled(slope), *(part.expand_as(slope) for part in scaled(loss.detach()))]
-            hidden, cell = self._read(torch.cat(seen, 1), state["hidden"][name], state["cell"][name])
+            read = self.read(torch.cat([*seen, state["hidden"][name]], 1))
+            hidden, cell = lstm(read, state["cell"][name], keeping=1.0)
             rate, forget = (
                 torch.sigmoid(gate(torch.cat([hidden, weight, state[part][name]], 1)))
                 for part, gate in (("rate", self.rate), ("forget", self.forget))
@@ -102,12 +104,6 @@ class MetaLstm(Rule):
             for part, value in (("hidden", hidden), ("cell", cell), ("rate", rate), ("forget", forget)):
                 after[part][name] = value
         return updates, after
-
-    def _read(self, seen: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of an LSTM, in plain operations: `nn.LSTMCell` cannot be differentiated twice under vmap."""
-        into, keep, new, out = self.read(torch.cat([seen, hidden], 1)).chunk(4, 1)
-        cell = torch.sigmoid(keep + 1) * cell + torch.sigmoid(into) * torch.tanh(new)
-        return torch.sigmoid(out) * torch.tanh(cell), cell
 
 
 @final

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.learners.embedding import Decide, EmbeddingLearner
+from pipeline.models.full_context import FullContext
 from pipeline.models.heads import directions
 from pipeline.models.norm import Normalise
 from pipeline.models.relation import Relation
@@ -42,23 +43,41 @@ class PrototypeLearner(EmbeddingLearner):
         return lambda query: -squared_distance(query, prototypes)
 
 
+def attended(queries: Tensor, support: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """log P of each class by attention to the support: features (queries, dim), (samples, dim) -> (queries, ways)."""
+    # Cosines are at most 1 in size, so no attention is so small that its logarithm is not finite.
+    attention = (directions(queries) @ directions(support).T).softmax(1)
+    return (attention @ memberships(labels, ways, support.dtype)).log()
+
+
 @final
 class MatchingLearner(EmbeddingLearner):
     """Matching networks: attention over the support's labels (Vinyals et al. 2016, equation 1).
 
     P(y | x) = Σᵢ a(x, xᵢ) yᵢ with a the softmax over i of the cosine of x and xᵢ (section 2.1.1). A prediction is log P, so
-    that cross-entropy is −log P. Support and query share one embedding, without full context embeddings (section 2.1.2).
+    that cross-entropy is −log P. Support and query share one embedding; this is the learner without full context.
     """
 
     def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
-        directions, members = F.normalize(support), memberships(labels, ways, support.dtype)
+        return lambda query: attended(query, support, labels, ways)
 
-        def decide(query: Tensor) -> Tensor:
-            # Cosines are at most 1 in size, so no attention is so small that its logarithm is not finite.
-            attention = (F.normalize(query) @ directions.T).softmax(1)
-            return (attention @ members).log()
 
-        return decide
+@final
+class ContextualMatchingLearner(EmbeddingLearner):
+    """Matching networks with full context embeddings: `MatchingLearner` on f(x, S) and g(xᵢ, S) (ibid., section 2.1.2).
+
+    g reads the support in the order in which the episode has it: class by class in the order of their labels, the shots of a
+    class in the order in which they were drawn. Both are pure functions of the episode (law 1), and random; another order of the
+    same support gives other predictions. f looks at its own query and the support alone (law 8).
+    """
+
+    def __init__(self, model: nn.Module, task: Task, context: FullContext):
+        super().__init__(model, task)
+        self.context = context
+
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        known = self.context.support(support)
+        return lambda query: attended(self.context.query(query, known), known, labels, ways)
 
 
 @final

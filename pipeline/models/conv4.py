@@ -63,7 +63,7 @@ class Conv4(nn.Module):
         self.film = Film(context, width) if context else None
         for _ in range(self.halvings):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
-        self.side = size
+        self.side, self.channels = size, width
         self.features = width if features == "mean" else width * size**2
         # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart; the engine may change it.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)

@@ -1,4 +1,4 @@
-"""A recurrent encoder: the rows of an image as a sequence through gated recurrent units."""
+"""Recurrent units in plain operations, and an encoder that reads the rows of an image with them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,35 @@ class Gru(nn.Module):
             (reset, keep, new), (reset_by, keep_by, new_by) = seen.chunk(3, 1), self.recall(state).chunk(3, 1)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_by) * new_by)
             state = candidate + torch.sigmoid(keep + keep_by) * (state - candidate)
+            states.append(state)
+        return torch.stack(states, 1)
+
+
+def lstm(gates: Tensor, cell: Tensor, *, keeping: float = 0.0) -> tuple[Tensor, Tensor]:
+    """A step of long short-term memory: the output and the new cell (samples, width) (Hochreiter and Schmidhuber 1997).
+
+    `gates` (samples, 4 · width) are input, forget, new value and output as `nn.LSTM` orders them, not yet squashed; `keeping` is
+    added to the forget gate. In plain operations: `nn.LSTMCell` cannot be differentiated twice under vmap.
+    """
+    into, keep, new, out = gates.chunk(4, 1)
+    cell = torch.sigmoid(keep + keeping) * cell + torch.sigmoid(into) * torch.tanh(new)
+    return torch.sigmoid(out) * torch.tanh(cell), cell
+
+
+class Lstm(nn.Module):
+    """Long short-term memory in one direction; `read` and `recall` as in `Gru`."""
+
+    def __init__(self, inputs: int, width: int):
+        super().__init__()
+        self.width = width
+        self.read, self.recall = nn.Linear(inputs, 4 * width), nn.Linear(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(samples, time, inputs) -> the outputs at each time (samples, time, width)"""
+        state, states = x.new_zeros(len(x), self.width), []
+        cell = state
+        for seen in self.read(x).unbind(1):
+            state, cell = lstm(seen + self.recall(state), cell)
             states.append(state)
         return torch.stack(states, 1)
 

@@ -1,0 +1,128 @@
+"""The verb `embed`: the features that a frozen encoder makes of every sample, as a packed data set like any other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import build, checkpoint, evaluate, prepare
+from pipeline import config as configs
+from pipeline.data import pack as packing
+from pipeline.data.index import Index
+from pipeline.data.loader import Reader
+from pipeline.data.merge import merge
+from pipeline.data.source import Sample
+from pipeline.errors import InputError
+from pipeline.frozen import Frozen, frozen_encoder
+from pipeline.schema import RunConfig
+
+BATCH = 128
+"""Samples that are embedded at once."""
+
+
+def embed(
+    target: Path,
+    out: Path,
+    *,
+    data: Path | None = None,
+    config: Path | None = None,
+    runs: Path = Path("runs"),
+    progress: prepare.Progress = prepare.silent,
+) -> Index:
+    """Embed every sample of a packed data set once, by the norm statistics of the run, write the features and open their index.
+
+    `target` is a run's id or folder, a checkpoint, or with `config` a .safetensors file; `data` other images than the run's,
+    which are converted as in an evaluation. Features are float32 arrays (1, 1, features), or maps (side, side, channels), in
+    tars of the same samples in the same order as those of the images. So keys, classes, splits, rows and episodes, those of
+    lanes too, are the images'. The same call started again after a stop keeps the finished tars; until all are there the
+    folder has no index. `progress(done, total)` counts samples.
+
+    Raises:
+        InputError: there is no such encoder, the images do not fit it, or `out` holds something else.
+    """
+    path, asked = _asked(target, config, runs)
+    index = Index.open(data or asked.data.root)
+    trained = build.trained_on(asked, index)
+    known, channels = frozen_encoder(asked, trained, path), trained.shape(0)[2]
+    asked = evaluate.read_alike(asked, trained, index)
+    dest = out.absolute()
+    prepare.claim(dest, hashlib.sha256(f"{known.sha256} {index.fingerprint}".encode()).hexdigest())
+    names = [f"shard-{number:06d}.tar" for number in range(len(index.shards))]
+    reader, done = build.reader(asked, index, channels), 0
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder, labels = known.encoder.to(device), _labels(index)
+    for name, rows in zip(names, _rows_by_shard(index), strict=True):
+        if prepare.current(dest, name, prepare.CLASS_FIELD) is None:
+            samples = _samples(encoder, reader, rows, labels, partial(_counted, progress, done, len(index)))
+            packing.write_shard(dest / name, samples, store="raw", size=None, channels=None)
+            if faults := prepare.fragment_faults(dest, name, prepare.CLASS_FIELD):
+                raise InputError(faults[0])
+        done += len(rows)
+        progress(done, len(index))
+    origin = {"encoder": {"sha256": known.sha256, **known.settings, "from": str(path), "images_of": index.fingerprint}}
+    splits = {name: [index.class_names[number] for number in ids] for name, ids in index.splits.items()}
+    fragments = prepare.fragments(dest, names, prepare.CLASS_FIELD)
+    return merge(dest, fragments, name=index.name, splits=splits, origin={**index.manifest["origin"], **origin})
+
+
+def _asked(target: Path, config: Path | None, runs: Path) -> tuple[Path, RunConfig]:
+    """The file or checkpoint that holds the encoder, and the config that says what it is."""
+    if target.is_file():
+        if config is None:
+            raise InputError(
+                f"{target}: values without a config; give --config, a run's YAML with this model and its data"
+            )
+        return target, configs.load(config)
+    if config is not None:
+        raise InputError(f"--config {config}: runs and checkpoints have their own; leave it out")
+    path = evaluate.find(target, runs)
+    return path, configs.parse(dict(checkpoint.load(path).config), str(path))
+
+
+def _rows_by_shard(index: Index) -> list[np.ndarray]:
+    """The rows of every tar in the order in which they lie there."""
+    order = np.lexsort((index.offsets("image"), index.shard_of))
+    return np.split(order, np.searchsorted(index.shard_of[order], range(1, len(index.shards))))
+
+
+def _counted(progress: prepare.Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
+
+
+def _labels(index: Index) -> np.ndarray:
+    """The class id of every row."""
+    labels = np.empty(len(index), np.int32)
+    for number in range(len(index.class_names)):
+        labels[index.postings(number)] = number
+    return labels
+
+
+def _samples(
+    encoder: Frozen, reader: Reader, rows: np.ndarray, labels: np.ndarray, told: Callable[[int], None]
+) -> Iterator[Sample]:
+    """The samples of a tar with their features; `told(done)` counts them."""
+    index, like = reader.shards.index, next(encoder.parameters())
+    for at in range(0, len(rows), BATCH):
+        part = [int(row) for row in rows[at : at + BATCH]]
+        inputs = reader.inputs(part, map(reader.shards.image, part), repeat(0, len(part)))
+        arrays = _arrays(encoder(inputs.to(like.device, like.dtype)))
+        for row, array in zip(part, arrays, strict=True):
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{index.root}: features of sample {index.key(row)!r} are not finite; look at the encoder"
+                )
+            yield Sample(index.key(row), index.class_names[labels[row]], partial(np.asarray, array))
+        told(at + len(part))
+
+
+def _arrays(features: Tensor) -> np.ndarray:
+    """Vectors (samples, features) or maps (samples, channels, side, side) as (height, width, channels) each."""
+    maps = features if features.ndim == 4 else features[:, :, None, None]
+    return np.ascontiguousarray(maps.permute(0, 2, 3, 1).float().cpu().numpy())
