@@ -315,7 +315,7 @@ def test_cavia_adapts_its_context_from_zero_and_nothing_else():
     learner, one = make("cavia"), episode(3)
     with torch.no_grad():
         learner.model.encoder.film.context.fill_(9.0)
-    problem = learner._problem(*one, 1)
+    problem = learner._problem(one, 1)
     before, after = trajectory(problem, second_order=False)
     assert before.keys() == {"encoder.film.context"} and (before["encoder.film.context"] == 0).all()
     context = torch.zeros(4, dtype=torch.float64, requires_grad=True)
