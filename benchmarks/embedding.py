@@ -54,7 +54,7 @@ class Case:
         return self.reader.episode(self.sampler.draw(0, number))
 
     def evaluate(self, number: int) -> torch.Tensor:
-        support, query, ways = self.read(number)
+        support, query, ways, _ = self.read(number)
         return self.learner.adapt(support, ways, mode=Mode.INDUCTIVE)(query.inputs)
 
     def train(self, number: int) -> None:

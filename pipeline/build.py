@@ -21,6 +21,7 @@ from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
+from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
@@ -52,6 +53,7 @@ from pipeline.schema import (
     CosineHeadConfig,
     CrossEntropyConfig,
     CurvatureConfig,
+    EmbeddingConfig,
     EstimateConfig,
     EvolutionConfig,
     EvolvedRuleConfig,
@@ -206,6 +208,8 @@ def learner(config: RunConfig, index: Index) -> Learner:
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         made = _learner(config, index, encoder(config, index), task(config))
+    if isinstance(config.learner, EmbeddingConfig) and config.learner.backward and isinstance(made, EmbeddingLearner):
+        made.spare(config.learner.backward)
     if config.meta.steps and not any(value.requires_grad for value in made.parameters()):
         if index.encoder:
             raise InputError(

@@ -97,6 +97,7 @@ def index(
     names = [str(path) if out else str(path.relative_to(root)) for path in paths]
     if splits is None and rule is None:
         raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
+    _refuse_features(root)
     _make_folder(root)
     results = _each(fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
     if faults := [fault for found in results for fault in found]:
@@ -205,6 +206,16 @@ def claim(dest: Path, identity: str) -> None:
         raise InputError(f"{dest}: is not empty and holds no pack; choose another place")
     else:
         write_file(receipt, json.dumps({"identity": identity}).encode())
+
+
+def _refuse_features(root: Path) -> None:
+    """Tars do not say whose features they hold: an index made of them alone would take these for images."""
+    try:
+        encoder = Index.without_shards(root).encoder
+    except InputError:
+        return
+    if encoder:
+        raise InputError(f"{root}: holds features, whose index metashard embed makes; run that again")
 
 
 def _make_folder(path: Path) -> None:

@@ -345,11 +345,18 @@ class GradientConfig(Config):
     """By what norm layers normalise inductively: the support's own statistics, or those kept by the run in `start`."""
 
 
-class PrototypeConfig(Config):
+class EmbeddingConfig(Config):
+    """Learners that decide from features."""
+
+    backward: NonNegativeInt = 0
+    """Support samples per class through which a meta-gradient flows back, scaled up (LITE); 0: all of them."""
+
+
+class PrototypeConfig(EmbeddingConfig):
     kind: Literal["prototype"] = "prototype"
 
 
-class MatchingConfig(Config):
+class MatchingConfig(EmbeddingConfig):
     """Matching networks."""
 
     kind: Literal["matching"] = "matching"
@@ -357,7 +364,7 @@ class MatchingConfig(Config):
     """Times that a query's embedding reads the support, which knows of itself too (full context embeddings); 0: none of it."""
 
 
-class RelationConfig(Config):
+class RelationConfig(EmbeddingConfig):
     """Relation networks; they need model.features = map."""
 
     kind: Literal["relation"] = "relation"
@@ -365,7 +372,7 @@ class RelationConfig(Config):
     """mse: squared distance of sigmoid scores to one-hot labels, as in the paper; task: the task's loss of plain scores."""
 
 
-class RidgeConfig(Config):
+class RidgeConfig(EmbeddingConfig):
     """R2D2."""
 
     kind: Literal["ridge"] = "ridge"
@@ -377,7 +384,7 @@ class RidgeConfig(Config):
     """Whether features are divided by their length."""
 
 
-class LogisticConfig(Config):
+class LogisticConfig(EmbeddingConfig):
     """LRD2."""
 
     kind: Literal["logistic"] = "logistic"
@@ -391,7 +398,7 @@ class LogisticConfig(Config):
     """Whether features are divided by their length (RFS)."""
 
 
-class SvmConfig(Config):
+class SvmConfig(EmbeddingConfig):
     """MetaOptNet."""
 
     kind: Literal["svm"] = "svm"
@@ -414,7 +421,7 @@ class SupervisedConfig(Config):
     """Images of a lane that are shuffled, and held in memory as packed, at a time."""
 
 
-class FilmConfig(Config):
+class FilmConfig(EmbeddingConfig):
     """CNAPs."""
 
     kind: Literal["film"] = "film"
@@ -422,7 +429,7 @@ class FilmConfig(Config):
     """Channels of the set encoder, and units of the networks that write scales, shifts and the classifier."""
 
 
-class MetaNetConfig(Config):
+class MetaNetConfig(EmbeddingConfig):
     """Meta networks."""
 
     kind: Literal["metanet"] = "metanet"

@@ -13,6 +13,7 @@ from pipeline.episode import Batch, Episode
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.distil import DistilledLearner
+from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
@@ -143,6 +144,12 @@ def evolved_rule() -> GradientLearner:
     return learner
 
 
+def sparing(learner: EmbeddingLearner, backward: int = 1) -> EmbeddingLearner:
+    """With gradients through so many support samples of each class."""
+    learner.spare(backward)
+    return learner
+
+
 def relation(**options) -> RelationLearner:
     """A relation network on maps of 4 × 4 pixels."""
     encoder = Conv4(channels=1, width=6, size=16, downsample="max_pool", features="map")
@@ -169,12 +176,13 @@ def stirred(learner: Learner, by: float, *parts: torch.nn.Module) -> Learner:
     return learner
 
 
-def film() -> Learner:
+def film(**options) -> FilmLearner:
     """CNAPs."""
-    model = network(prototype=True)
+    model = network(prototype=True, **options)
     set_encoder = Conv4(channels=1, width=5, size=16, downsample="stride", features="mean", norm="group")
     learner = FilmLearner(model, Classification(), set_encoder, context=5, features=6, hidden=7).double()
-    return stirred(learner, 0.2, learner.films)
+    stirred(learner, 0.2, learner.films)
+    return learner
 
 
 def metanet() -> Learner:
@@ -248,6 +256,9 @@ LEARNERS = {
     "prototypes-dropping": lambda: PrototypeLearner(
         network(encoder=Dropping, prototype=True), Classification()
     ).double(),
+    "prototypes-sparing": lambda: sparing(
+        PrototypeLearner(network(prototype=True, norm="group"), Classification()).double()
+    ),
     "prototypes-rnn": lambda: PrototypeLearner(network(encoder=rnn, prototype=True), Classification()).double(),
     "matching": lambda: MatchingLearner(network(prototype=True), Classification()).double(),
     "matching-full": lambda: ContextualMatchingLearner(

@@ -52,6 +52,10 @@ def test_memory_compares_unrolling_and_walking_back(said):
     assert printed.count("bound") == 4
 
 
+def test_support_compares_how_many_samples_gradients_flow_through(said):
+    assert said("support.py").count("÷ through") == 2
+
+
 def test_embedding_compares_images_and_features(said):
     assert said("embedding.py").count("features are") == 2
 

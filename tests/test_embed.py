@@ -219,6 +219,8 @@ def test_images_do_not_go_where_features_are_meant(features, others, glyphs_root
     maml = evaluate.subject_of(trained(tmp_path, glyphs_root), data=features.root)
     with pytest.raises(InputError, match="with learner.kind = gradient the images themselves are needed"):
         evaluate.restored(maml)
+    with pytest.raises(InputError, match="holds features, whose index metashard embed makes"):
+        prepare.index([features.root], out=None, rule="train=1")
     with pytest.raises(InputError, match="holds features, which are no pictures"):
         report.show(features.root, tmp_path / "x.png")
     taught_by = {"teacher": {"start": str(ridge)}}

@@ -27,12 +27,16 @@ def test_any_other_key_is_another_stream(other):
 
 
 def test_subsets_are_uniform():
-    counts = np.zeros((5, 5), int)
+    counts, pairs = np.zeros((5, 5), int), np.zeros((5, 5), int)
     for number in range(4000):
-        for place, item in enumerate(Noise(0, Purpose.EPISODE, 0, 0, number).subset(5, 3)):
+        drawn = Noise(0, Purpose.EPISODE, 0, 0, number).subset(5, 3)
+        pairs[drawn[0], drawn[1]] += 1
+        for place, item in enumerate(drawn):
             counts[place, item] += 1
     # 4,000 / 5 = 800 each, standard deviation 25: six of them.
     assert np.all(np.abs(counts[:3] - 800) < 150) and counts[3:].sum() == 0
+    # The first two are any two, in any order, equally often: 200 each, standard deviation 14.
+    assert np.all(np.abs(pairs[~np.eye(5, dtype=bool)] - 200) < 84) and pairs.trace() == 0
 
 
 def test_bounds_near_the_word_size_keep_no_modulo_bias():

@@ -326,7 +326,7 @@ def test_cavia_adapts_its_context_from_zero_and_nothing_else():
 
 def test_per_step_norms_of_maml_pp_use_the_row_of_their_step():
     learner, one = make("maml++"), episode(3)
-    problem = learner._problem(*one, 2)
+    problem = learner._problem(one, 2)
     changed = dict(problem.meta)
     rows = changed["model.encoder.norms.0.weight"].detach().clone()
     rows[1] = 3.0

@@ -11,7 +11,8 @@ from pipeline.models.drop import DropBlock
 from pipeline.models.norm import Norm
 
 APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "evolved-rule", "meta-lstm", "maml++"}
-"""Their gradient is not that of their value; tests/learners/test_estimates.py says what it is."""
+APPROXIMATE |= {"prototypes-sparing"}
+"""Their gradient is not that of their value; test_estimates.py and test_sparing.py say what it is."""
 EXACT = sorted(set(LEARNERS) - APPROXIMATE)
 
 
