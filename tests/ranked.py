@@ -12,7 +12,7 @@ from pipeline.engine import Engine, Plan
 from pipeline.judging import Score
 from pipeline.loop import Budget, Hooks, Progress, meta_step, meta_train, wrap
 
-BATCH = 8
+BATCH = 5
 
 
 class Feed:
@@ -59,6 +59,11 @@ def gradients() -> dict[tuple[str, torch.dtype], list[float]]:
 def long_losses() -> dict[str, list[float]]:
     """Losses of twenty meta-steps in float64."""
     return {name: some_steps(name, 20, Plan("loop", 1))["losses"] for name in ("maml", "prototypes")}
+
+
+def gradients_and_losses() -> tuple[dict[tuple[str, torch.dtype], list[float]], dict[str, object]]:
+    """Both of the above, for the price of starting the ranks once."""
+    return gradients(), long_losses()
 
 
 def some_steps(

@@ -14,11 +14,13 @@ from pipeline import build, checkpoint, conclude, evaluate, report
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError
+from pipeline.judging import score
 from pipeline.learners.learner import Mode
 from pipeline.spool import history
 from pipeline.train import check
 
 SUPERVISED = {"kind": "supervised", "samples": 12, "window": 50}
+MODEL = {"width": 16, "downsample": "max_pool"}
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
@@ -42,23 +44,23 @@ def trained(tmp_path_factory, glyphs_root) -> Path:
         glyphs_root,
         place,
         learner={"kind": "supervised", "samples": 32, "head": {"kind": "cosine"}},
-        model={"width": 16, "downsample": "max_pool"},
+        model=MODEL,
         meta={"steps": 80, "batch": 2, "optimizer": {"kind": "adam", "lr": 0.01}},
-        validation={"every": 80, "episodes": 20},
+        validation={"every": 80, "episodes": 4},
         checkpoint={"every": 80},
     )
     work_here(dump(config), str(place / "run"))
     return place / "run"
 
 
-def accuracy(run: Path, mode: Mode = Mode.INDUCTIVE, *, is_trained: bool = True, episodes: int = 60) -> float:
+def accuracy(run: Path, *, is_trained: bool = True, episodes: int = 60) -> float:
     subject = evaluate.subject_of(checkpoint.best(run))
     subject = subject if is_trained else subject._replace(checkpoint="")
-    return evaluate.evaluate(subject, split="test", episodes=episodes, workers=1).scores[mode]["accuracy"].mean
+    _, rows = evaluate.measure(subject, split="test", episodes=episodes, workers=1, modes=(Mode.INDUCTIVE,))
+    return score([row[Mode.INDUCTIVE].metrics["accuracy"] for row in rows]).mean
 
 
-@pytest.mark.parametrize("rotations", [False, True])
-@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize(("rotations", "step"), [(False, 0), (True, 4)])
 def test_a_supervised_run_resumes_to_the_same_bits(tmp_path, glyphs_root, rotations, step):
     config = small_config(
         glyphs_root, tmp_path, learner=SUPERVISED, data={"rotations": rotations}, checkpoint={"every": 2, "keep": 9}
@@ -110,7 +112,6 @@ BASELINES = {
         "statistics": "start",
     },
 }
-MODEL = {"width": 16, "downsample": "max_pool"}
 
 
 @pytest.mark.parametrize("name", BASELINES)

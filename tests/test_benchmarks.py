@@ -29,18 +29,24 @@ def said(monkeypatch, capsys) -> Callable[[str], str]:
     return run
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_throughput_agrees_on_the_gradient_and_prints_a_row_each(said):
     printed = said("throughput.py")
     assert printed.count("metashard (") == 3
     assert printed.count("plain loop, ") == 6
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_loading_compares_three_ways_and_measures_the_index(said):
     printed = said("loading.py")
     assert all(name in printed for name in ("raw tars", "encoded tars", "Pillow from folders"))
     assert printed.count("bound") == 3
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_memory_compares_unrolling_and_walking_back(said):
     printed = said("memory.py")
     assert printed.count("bound") == 4

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from gloo import on_ranks
-from ranked import gradients, long_losses, some_steps
+from ranked import gradients_and_losses, some_steps
 from small import LEARNERS, gradient_learner, relative
 
 from pipeline.engine import Plan
@@ -20,22 +20,16 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_any_number_of_workers_gives_the_same_meta_gradient(world):
-    """Meta-batch 8: three workers have unequal shares."""
-    alone = gradients()
-    for found in on_ranks(world, gradients):
+def test_any_number_of_workers_gives_the_same_meta_gradient_and_losses(world):
+    """Meta-batch 5, so that the workers have unequal shares; the losses are those of twenty steps in float64."""
+    alone, losses_alone = gradients_and_losses()
+    for found, losses in on_ranks(world, gradients_and_losses):
         for (name, dtype), expected in alone.items():
             one, many = torch.tensor(expected, dtype=dtype), torch.tensor(found[name, dtype], dtype=dtype)
             assert relative(many, one) < BOUNDS[dtype], (name, dtype)
-
-
-@pytest.mark.parametrize("world", [2, 3])
-def test_losses_over_twenty_steps_do_not_depend_on_the_number_of_workers(world):
-    alone = long_losses()
-    for found in on_ranks(world, long_losses):
-        for name, losses in alone.items():
-            assert found[name] == pytest.approx(losses, rel=1e-8)
-            assert losses[-1] < losses[0]
+        for name, expected in losses_alone.items():
+            assert losses[name] == pytest.approx(expected, rel=1e-8)
+            assert expected[-1] < expected[0]
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all():

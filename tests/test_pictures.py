@@ -25,7 +25,7 @@ def size(path) -> tuple[int, int]:
         return image.size
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8, 1), (3, 8, 6), (8, 6, 3), (2, 8, 8), (8, 8, 4)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 6, 3), (2, 8, 8)])
 def test_an_episode_of_any_axis_order_and_channels(tmp_path, shape):
     support, query = episode(4, 1, *shape), episode(4, 3, *shape)
     predictions = query[1].copy()

@@ -166,7 +166,9 @@ def test_nothing_is_taught_in_no_steps(config, index, maml):
 def test_a_student_is_trained_saved_and_evaluated_without_its_teacher(config, tmp_path, supervised, maml, asked):
     """The checkpoint holds the student alone; the weight of the teacher shows in the loss; a resume is exact."""
     shutil.copytree(supervised if asked else maml, tmp_path / "teacher")
-    made = config(tmp_path / "teacher", **asked, checkpoint={"every": 1, "keep": 9})
+    made = config(
+        tmp_path / "teacher", **{"meta": {"steps": 2, "batch": 2}, **asked}, checkpoint={"every": 1, "keep": 9}
+    )
     work_here(dump(made), str(tmp_path / "run"))
     steps = checkpoint.all_in(tmp_path / "run" / "checkpoints")
     last = dict(checkpoint.load(steps[-1]).learner)

@@ -1,13 +1,15 @@
 """What a worker chooses and tells: the engine's plan, kept for the next run, and a profiler trace on request."""
 
 import json
+import math
 
 import pytest
 from gloo import work_here
-from small import small_config
+from small import episode, make, small_config
 
-from pipeline import checkpoint, spool
+from pipeline import checkpoint, spool, worker
 from pipeline.config import dump
+from pipeline.engine import Plan, Trial
 
 
 def plan_of(run) -> str:
@@ -27,20 +29,28 @@ def test_a_plan_is_measured_once_kept_and_told(tmp_path, glyphs_root):
     assert plan_of(tmp_path / "two") == "vmap × 2, channels first"
 
 
+@pytest.fixture
+def measured(monkeypatch) -> list[Trial]:
+    """What measuring gives: nothing is timed."""
+    trials = [Trial(Plan("vmap", 2), 0.5), Trial(Plan("compiled", 2), math.inf, "no compiler")]
+    monkeypatch.setattr(worker, "measure", lambda *_, **__: trials)
+    return trials
+
+
 @pytest.mark.parametrize("content", ["", "[[1]]", "{}", '[["x"]]'])
-def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, content):
-    config = dump(small_config(glyphs_root, tmp_path, engine={"mode": "auto"}, meta={"steps": 1}))
-    work_here(config, str(tmp_path / "one"))
+def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, measured, content):
+    asked = small_config(glyphs_root, tmp_path), make("maml"), [episode(0)], None
+    assert worker._measured(*asked) == measured
     (kept,) = (tmp_path / "plans").glob("*.json")
+    whole = kept.read_text()
     kept.write_text(content)
-    work_here(config, str(tmp_path / "two"))
-    assert json.loads(kept.read_text())[0][0][0] in ("loop", "vmap")
+    assert worker._measured(*asked) == measured and kept.read_text() == whole
 
 
-def test_another_model_is_another_plan(tmp_path, glyphs_root):
-    for width in (4, 6):
-        config = small_config(glyphs_root, tmp_path, engine={"mode": "auto"}, meta={"steps": 1}, model={"width": width})
-        work_here(dump(config), str(tmp_path / f"w{width}"))
+def test_another_model_is_another_plan(tmp_path, glyphs_root, measured):
+    for width in (4, 6, 4):
+        config = small_config(glyphs_root, tmp_path, model={"width": width})
+        assert worker._measured(config, make("maml"), [episode(0)], None) == measured
     assert len(list((tmp_path / "plans").glob("*.json"))) == 2
 
 

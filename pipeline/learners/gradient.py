@@ -88,8 +88,9 @@ class GradientLearner(Learner):
 
     @torch.no_grad()
     def adapt(self, support: Batch, ways: int, *, mode: Mode) -> Predictor:
-        *_, predictor = self.predictors(support, ways, mode=mode)
-        return predictor
+        problem = self._problem(support, support, ways, self.test_steps, mode)
+        *_, fast = trajectory(problem, second_order=False)
+        return self._predictor(fast, self._normalise(fast, support, mode, self.test_steps))
 
     @torch.no_grad()
     def predictors(self, support: Batch, ways: int, *, mode: Mode) -> Iterator[Predictor]:

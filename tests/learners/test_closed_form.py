@@ -93,7 +93,7 @@ def test_logistic_bears_classes_that_lie_far_apart(dtype):
 def test_svm_decides_as_scikit_learns(shape, cost):
     x, labels, members = problem(*shape)
     decisions = x @ x.T @ crammer_singer(x @ x.T, members, cost)
-    fit = LinearSVC(multi_class="crammer_singer", C=cost, fit_intercept=False, tol=1e-12, max_iter=10**6)
+    fit = LinearSVC(multi_class="crammer_singer", C=cost, fit_intercept=False, tol=1e-8, max_iter=10**6)
     expected = torch.from_numpy(fit.fit(x.numpy(), labels.numpy()).decision_function(x.numpy()))
     assert nearly(decisions, expected) < 1e-4
 
@@ -113,7 +113,7 @@ def test_svm_solves_the_dual(shape):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 30.0, 1000.0])
-@pytest.mark.parametrize(("each", "ways", "dim"), [(5, 20, 64), (1, 60, 64), (15, 5, 64), (5, 5, 640)])
+@pytest.mark.parametrize(("each", "ways", "dim"), [(5, 12, 64), (1, 30, 64), (15, 5, 64), (5, 5, 640)])
 def test_the_svm_settles_for_features_of_any_scale(each, ways, dim, scale):
     x, _, members = problem(each, ways, dim, scale)
     assert crammer_singer(x @ x.T, members, 0.1).isfinite().all()

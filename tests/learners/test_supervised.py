@@ -157,7 +157,7 @@ def test_the_first_step_of_a_fresh_head_is_known():
 @BOTH
 def test_many_steps_fit_the_support(cosine):
     learner, one = gradient_learner(r"head\.(weight|bias)", initial=Fresh, kept=True, cosine=cosine), episode(7)
-    learner.test_steps, learner.rule.lr = 200, 1.0
+    learner.test_steps, learner.rule.lr = 60, 2.0
     losses = [
         learner.task.loss(predict(one.support.inputs), one.support.targets).item()
         for predict in learner.predictors(one.support, WAYS, mode=Mode.INDUCTIVE)
