@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.seeds import Summary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -131,13 +134,26 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run", show_default=False)],
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="run to go on with: its id or folder")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="so many runs, of the config's seed and those after it; again: goes on")
+    ] = None,
 ) -> None:
     """Meta-train, keep the run in MLflow, evaluate on unseen classes."""
     from pipeline import config as configs
+    from pipeline import seeds as several
     from pipeline import train as verb
     from pipeline.watch import watching
 
     chosen = configs.load(config, overrides or [])
+    if seeds is not None:
+        if resume is not None:
+            raise InputError(
+                f"--resume {resume} with --seeds: the same command with --seeds goes on; leave out --resume"
+            )
+        ended = several.train_all(chosen, seeds, watch=watching, tell=print)
+        if ended[-1].result:
+            _spread_told(several.of_runs(ended, chosen), chosen.runs, is_json=False)
+        return
     folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
     finished = verb.fit(chosen, resume=folder, watch=watching)
     print(finished.text)
@@ -145,7 +161,10 @@ def train(
 
 @app.command(epilog="Example: metashard evaluate glyphs-20260101-120000-ab12 --episodes 1000 --json")
 def evaluate(
-    target: Annotated[Path, typer.Argument(help="run id, run folder or checkpoint folder")],
+    targets: Annotated[
+        list[Path],
+        typer.Argument(help="run id, run folder or checkpoint folder; several: of one config, each of its own seed"),
+    ],
     data: Annotated[Path | None, typer.Option(help="another packed data set")] = None,
     split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
     episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
@@ -159,14 +178,23 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
-    """Measure a checkpoint on frozen episodes, inductively and transductively."""
+    """Measure a checkpoint on frozen episodes, inductively and transductively; of several seeds, how far they lie apart."""
     import json as format
 
     from pipeline import evaluate as verb
-    from pipeline import report
+    from pipeline import report, seeds
+    from pipeline.watch import counting
 
-    path = verb.find(target, runs)
     asked = _named(ways=ways, shots=shots, queries=queries)
+    if len(targets) > 1:
+        options = {"split": split, "episodes": episodes, "workers": workers}
+        with counting("evaluating", "runs") as progress:
+            summary = seeds.evaluate_all(
+                targets, runs, data=data, asked=asked, test_steps=test_steps, progress=progress, **options
+            )
+        _spread_told(summary, runs, is_json=json)
+        return
+    path = verb.find(targets[0], runs)
     subject = verb.subject_of(path, data=data, asked=asked, test_steps=test_steps)
     found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
     if data is None:
@@ -213,8 +241,7 @@ def compare(
     else:
         report.print_comparison(found.as_json())
         print(f"kept in {folder}")
-    if not sent.complete:
-        print("MLflow has not got everything; send the rest: metashard sync", file=sys.stderr)
+    _warn_unless(sent.complete)
 
 
 @app.command(name="runs", epilog="Example: metashard runs")
@@ -248,6 +275,26 @@ def sync(
 
     for line in report.sync(runs, run, uri):
         print(line)
+
+
+def _spread_told(summary: Summary, runs: Path, *, is_json: bool) -> None:
+    """Keep a summary of several seeds and print it."""
+    import json
+
+    from pipeline import report, seeds
+
+    folder, sent = seeds.keep(summary, runs)
+    if is_json:
+        print(json.dumps(summary.as_json(), indent=1))
+    else:
+        report.print_seeds(summary.as_json())
+        print(f"kept in {folder}")
+    _warn_unless(sent.complete)
+
+
+def _warn_unless(is_sent: bool) -> None:
+    if not is_sent:
+        print("MLflow has not got everything; send the rest: metashard sync", file=sys.stderr)
 
 
 def _named(**options: int | None) -> dict[str, int]:

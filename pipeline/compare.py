@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +13,6 @@ from pipeline.errors import InputError
 from pipeline.evaluate import MODES, Restored, Subject
 from pipeline.judging import Score, score
 from pipeline.learners.learner import Mode
-from pipeline.shipment import Target, read_json
 from pipeline.tracking import SyncReport
 
 NAME = "compare"
@@ -187,21 +184,13 @@ def keep(comparison: Comparison, runs: Path) -> tuple[Path, SyncReport]:
     Raises:
         InputError: the folder cannot be written.
     """
-    first = evaluate.run_of(comparison.contenders[0].checkpoint)
-    root = runs if first is None else first.parent
-    known = {} if first is None else read_json(first / tracking.TARGET_FILE)
-    uri = known.get("uri") or tracking.default_uri(root)
-    folder = root / f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{root}: {error.strerror}; name a folder that can be written with --runs") from error
+    folder, target = evaluate.new_beside(comparison.contenders[0].checkpoint, runs, NAME)
     evaluate.write(comparison.as_json(), folder / RESULT_FILE)
     evaluate.write(comparison.episodes_as_json(), folder / EPISODES_FILE)
     _draw(comparison, folder / PICTURE_FILE)
     _tell(comparison, folder)
-    tracking.write_target(folder, Target(uri, known.get("experiment", tracking.EXPERIMENT), NAME))
-    return folder, tracking.sync(folder, uri=uri)
+    tracking.write_target(folder, target)
+    return folder, tracking.sync(folder, uri=target.uri)
 
 
 def _draw(comparison: Comparison, path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from pipeline.judging import Judgement, Score, judged, pooled, score
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
+from pipeline.shipment import Target, read_json
 from pipeline.start import started
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
@@ -56,7 +58,7 @@ class Restored(NamedTuple):
 class Evaluation(NamedTuple):
     """Scores by mode and metric, with what they were measured on; `pooled` are figures that only all episodes together have.
 
-    `inner_steps` is how many a gradient learner took on every episode.
+    `inner_steps` is how many a gradient learner took on every episode, `metric` the task's headline.
     """
 
     scores: dict[Mode, dict[str, Score]]
@@ -65,11 +67,12 @@ class Evaluation(NamedTuple):
     shape: Shape
     step: int
     inner_steps: int | None
+    metric: str
 
     def as_json(self) -> dict[str, Any]:
         """The settings, and by mode and metric `mean`, `interval` (not of pooled figures) and `episodes`."""
         told: dict[str, Any] = {"split": self.split, **self.shape._asdict()}
-        told |= {"step": self.step, "inner_steps": self.inner_steps}
+        told |= {"step": self.step, "inner_steps": self.inner_steps, "metric": self.metric}
         for mode, scores in self.scores.items():
             (episodes,) = {found.episodes for found in scores.values()}
             told[mode.value] = {name: found._asdict() for name, found in scores.items()}
@@ -93,6 +96,7 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
         build.sampler(found.config, found.index, split).shape,
         step,
         found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
+        found.learner.task.headline,
     )
 
 
@@ -279,6 +283,26 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
     told.close()
     tracking.sync(run, uri=tracking.target_uri(run))
     return kept
+
+
+def new_beside(path: Path, runs: Path, name: str) -> tuple[Path, Target]:
+    """A fresh folder for what several runs say together, beside the run of the first one's checkpoint, and where it is tracked.
+
+    `runs` is where it goes when that checkpoint lies in no run.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    first = run_of(path)
+    root = runs if first is None else first.parent
+    known = {} if first is None else read_json(first / tracking.TARGET_FILE)
+    uri = known.get("uri") or tracking.default_uri(root)
+    folder = root / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{root}: {error.strerror}; name a folder that can be written with --runs") from error
+    return folder, Target(uri, known.get("experiment", tracking.EXPERIMENT), name)
 
 
 def write(result: dict[str, Any], path: Path) -> None:

@@ -26,6 +26,11 @@ class Score(NamedTuple):
         return f"{100 * self.mean:.2f} ± {100 * self.interval:.2f} %"
 
 
+def shown(metric: str, value: float, *, unit: bool = True) -> str:
+    """A figure as people read it: accuracies and their like are shares, told in %; a loss is in nats."""
+    return f"{value:.2f}" if metric == "loss" else f"{100 * value:.2f}" + (" %" if unit else "")
+
+
 def score(values: Sequence[float]) -> Score:
     """The score of one value per episode, at least two."""
     n = len(values)

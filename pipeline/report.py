@@ -28,6 +28,8 @@ from pipeline.data.index import FOLDER as INDEX_FOLDER
 from pipeline.data.index import Index
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
+from pipeline.judging import shown
+from pipeline.learners.learner import Mode
 from pipeline.noise import Noise, Purpose
 from pipeline.shipment import plain_uri, read_json
 
@@ -123,11 +125,9 @@ def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
             if not isinstance(metrics, Mapping):
                 continue
             for metric, found in metrics.items():
-                # Accuracies are shares; a loss is in nats.
-                share = metric != "loss"
-                factor, unit = (100, " %") if share else (1, "")
-                spread = f" ± {factor * found['interval']:.2f}" if "interval" in found else ""
-                score = f"{factor * found['mean']:.2f}{spread}{unit}"
+                score = shown(metric, found["mean"])
+                if "interval" in found:
+                    score = f"{shown(metric, found['mean'], unit=False)} ± {shown(metric, found['interval'])}"
                 table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, score)
     _print(table)
 
@@ -148,6 +148,25 @@ def print_comparison(result: Mapping[str, Any]) -> None:
             compared = (against, verdict) if number else ("–", "–")
             table.add_row(row["run"], row["checkpoint"], mode, own, *compared)
     _print(table)
+
+
+def print_seeds(result: Mapping[str, Any]) -> None:
+    """A table of what `seeds.Summary.as_json` gives: over seeds, within a run, and run by run."""
+    shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+    runs = result["runs"]
+    print(
+        f"{len(runs)} seeds, {result['episodes']} of {shape}; ± sd: how far a seed's value lies from the mean of all seeds"
+    )
+    columns = ("mean ± sd over seeds", "± 95 % within a run", *(f"seed {run['seed']}" for run in runs))
+    table = Table("mode", "metric", *columns, box=box.SIMPLE_HEAD)
+    for mode in Mode:
+        for metric, found in result[mode.value].items():
+            within = "–" if found["within"] is None else shown(metric, found["within"])
+            spread = f"{shown(metric, found['mean'], unit=False)} ± {shown(metric, found['deviation'])}"
+            table.add_row(mode.value, metric, spread, within, *(shown(metric, value) for value in found["values"]))
+    _print(table)
+    for run in runs:
+        print(f"seed {run['seed']}: {run['run']} {run['checkpoint']}")
 
 
 def _print(table: Table) -> None:

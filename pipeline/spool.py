@@ -20,6 +20,8 @@ from pipeline.errors import InputError
 
 FORMAT = 1
 FILE = "spool.jsonl"
+KIND = "kind"
+"""The tag that says what a run is, where it is no training: a comparison, a summary of seeds."""
 # MLflow's own limits; what is longer goes to a file, so that nothing is cut off unseen.
 LONGEST = {"params": 6000, "tags": 8000}
 LONGEST_KEY = 250

@@ -31,6 +31,8 @@ from pipeline.teacher import taught
 from pipeline.worker import STOP_FILE, Job, work
 
 CONFIG_FILE = "config.yaml"
+MAKER = "make_learner"
+"""The tag that says who made the learner, where it was not the config."""
 
 
 class Finished(NamedTuple):
@@ -60,7 +62,7 @@ def fit(
         InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
     index = check(config, make_learner, is_new=resume is None)
-    origins = provenance(config) if resume is None else {}
+    origins = {**provenance(config), **maker(make_learner)} if resume is None else {}
     folder = None if resume is None else resumed_run(config, resume)
     uri = config.tracking.uri or tracking.default_uri(config.runs)
     is_alone = config.workers.count == 1 and config.workers.ray == "auto"
@@ -96,6 +98,13 @@ def fit(
             tell_end(folder, status)
             is_sent = sender.stop(config.tracking.flush_s)
     return Finished(folder, result, finished_text(folder, result, uri, is_sent=is_sent))
+
+
+def maker(make_learner: MakeLearner) -> dict[str, str]:
+    """Who makes the learner, as a tag; none where it is as the config says."""
+    if make_learner is build.learner:
+        return {}
+    return {MAKER: getattr(make_learner, "__qualname__", repr(make_learner))}
 
 
 @contextmanager

@@ -100,14 +100,20 @@ def test_pack_train_evaluate_runs(tmp_path, glyphs_root):
 def test_evaluate_and_compare(tmp_path, glyphs_root, here, monkeypatch):
     """Without MLflow, whose part is in the slow lane."""
     monkeypatch.setattr(tracking, "sync", lambda run, uri: SyncReport("", 0, (), False, "not now"))
-    for name, learner in {"a": {"kind": "gradient", "steps": 1}, "b": {"kind": "prototype"}}.items():
-        config = small_config(glyphs_root, tmp_path / "runs", learner=learner, meta={"steps": 2})
+    maml, prototypes = {"kind": "gradient", "steps": 1}, {"kind": "prototype"}
+    for name, learner, seed in (("a", maml, 0), ("b", prototypes, 0), ("c", prototypes, 1)):
+        config = small_config(glyphs_root, tmp_path / "runs", learner=learner, meta={"steps": 2}, seed=seed)
         work_here(dump(config), str(tmp_path / "runs" / name))
     judged = here("evaluate", "a", "--episodes", 4, "--test-steps", 3, "--json")
     result = json.loads(judged.stdout)
     assert result["inner_steps"] == 3 and "f1" in result["inductive"]
     assert "worst_decile" in here("evaluate", "a", "--episodes", 4, "--data", glyphs_root).stdout
     assert "takes no inner steps" in error_of(here("evaluate", "b", "--test-steps", 3))
+    told = here("evaluate", "b", "c", "--episodes", 4)
+    assert "± sd over seeds" in told.stdout and f"kept in {tmp_path / 'runs' / 'seeds-'}" in told.stdout
+    summary = json.loads(here("evaluate", "b", "c", "--episodes", 4, "--json").stdout)
+    assert [run["seed"] for run in summary["runs"]] == [0, 1] and len(summary["inductive"]["accuracy"]["values"]) == 2
+    assert "b differs from a in more than the seed" in error_of(here("evaluate", "a", "b"))
 
     told = here("compare", "a", "b", "--episodes", 4, "--mode", "both")
     assert told.returncode == 0 and "excludes zero" in told.stdout and "metashard sync" in told.stderr
@@ -163,11 +169,20 @@ def test_bad_configs_are_one_line_and_start_nothing(tmp_path, glyphs_root, here,
     assert said in line and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_more_workers_than_cpus_are_one_line_and_start_nothing(tmp_path, glyphs_root):
     """In a process of its own: nothing that is imported there adds to the one line either."""
     config = config_file(tmp_path, glyphs_root)
     line = error_of(metashard("train", config, "workers.count=64", "meta.batch=64", where=tmp_path))
     assert "64 workers were asked for" in line and not (tmp_path / "runs").exists()
+
+
+def test_seeds_that_have_no_spread_or_another_way_to_go_on_are_refused(tmp_path, glyphs_root, here):
+    config = config_file(tmp_path, glyphs_root)
+    assert "--seeds 1: one run has no spread" in error_of(here("train", config, "--seeds", 1))
+    assert "leave out --resume" in error_of(here("train", config, "--seeds", 2, "--resume", "x"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_config_that_is_not_there_or_not_yaml(tmp_path, here):

@@ -16,7 +16,7 @@ LAYERS = {
     2: {"learners"},
     3: {"engine", "loop", "checkpoint", "judging", "ranks", "spool", "shipment", "tracking", "pictures"},
     4: {"schema", "config", "faults", "build", "start", "teacher"},
-    5: {"worker", "session", "evaluate", "compare", "conclude", "prepare", "train", "report", "watch"},
+    5: {"worker", "session", "evaluate", "compare", "seeds", "conclude", "prepare", "train", "report", "watch"},
     6: {"cli"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
