@@ -205,8 +205,8 @@ def _tell(comparison: Comparison, folder: Path) -> None:
     told = spool.Spool(folder)
     runs = {f"run.{n}": f"{c.name} {c.checkpoint.name}" for n, c in enumerate(comparison.contenders)}
     settings = {key: str(value) for key, value in comparison.as_json().items() if key not in list(Mode)}
-    told.params({"name": NAME, "meta.steps": "0", **settings, **runs})
-    told.tags({"data.fingerprint": comparison.fingerprint})
+    told.params({"name": NAME, **settings, **runs})
+    told.tags({spool.KIND: NAME, "data.fingerprint": comparison.fingerprint})
     for mode in comparison.values:
         for number, row in enumerate(comparison.rows(mode)):
             figures = {

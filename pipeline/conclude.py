@@ -18,7 +18,7 @@ from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.evaluate import Subject, one_thread
-from pipeline.judging import score
+from pipeline.judging import ranged, score, shown
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
@@ -82,7 +82,7 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
         "evaluation_s": time.monotonic() - began,
     }
     evaluate.write(result, run / RESULT_FILE)
-    floor = result["untrained"][config.evaluate.mode]["accuracy"]["mean"]
+    floor = result["untrained"][config.evaluate.mode][trained.metric]["mean"]
     drawn = draw(run, subject, floor=floor)
     told = Spool(run)
     for mode, metrics in trained.scores.items():
@@ -177,25 +177,20 @@ def stopped_text(run: Path, step: int) -> str:
 
 
 def finished_text(run: Path, result: dict[str, Any], uri: str, *, is_sent: bool) -> str:
-    """What to tell at the end."""
+    """What to tell at the end: the task's headline in both modes, and what else was found in the run's own."""
     test, untrained = result["test"], result["untrained"]
+    metric, chosen = test["metric"], test[result["mode"]]
     lines = [
         f"run        {run}",
         f"test       {test['ways']}-way {test['shots']}-shot, {test['queries']} queries per class, "
-        f"{test[result['mode']]['accuracy']['episodes']} episodes of classes never seen in training",
+        f"{chosen[metric]['episodes']} episodes of classes never seen in training",
     ]
     for mode in Mode:
-        found, floor = test[mode.value]["accuracy"], untrained[mode.value]["accuracy"]
-        lines.append(
-            f"{mode.value:<15}{100 * found['mean']:.2f} ± {100 * found['interval']:.2f} %   "
-            f"(untrained {100 * floor['mean']:.2f} ± {100 * floor['interval']:.2f} %)"
-        )
-    chosen = test[result["mode"]]
-    lines.append(
-        f"{result['mode'] + ':':<15}macro F1 {100 * chosen['f1']['mean']:.2f} %, "
-        f"calibration error {100 * chosen['calibration_error']['mean']:.2f} %, "
-        f"worst tenth of the episodes {100 * chosen['worst_decile']['mean']:.2f} %"
-    )
+        found, floor = (ranged(metric, side[mode.value][metric]) for side in (test, untrained))
+        lines.append(f"{mode.value:<15}{metric} {found}   (untrained {floor})")
+    others = [f"{n.replace('_', ' ')} {shown(n, found['mean'])}" for n, found in chosen.items() if n != metric]
+    if others:
+        lines.append(f"{result['mode'] + ':':<15}{', '.join(others)}")
     lines.append(f"MLflow     run {tracking.run_id_of(run) or 'not sent yet'} in {tracking.plain_uri(uri)}")
     lines.append(
         "open it    metashard ui" if is_sent else "MLflow has not got everything; send the rest: metashard sync"

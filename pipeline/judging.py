@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,13 @@ class Score(NamedTuple):
 def shown(metric: str, value: float, *, unit: bool = True) -> str:
     """A figure as people read it: accuracies and their like are shares, told in %; a loss is in nats."""
     return f"{value:.2f}" if metric == "loss" else f"{100 * value:.2f}" + (" %" if unit else "")
+
+
+def ranged(metric: str, found: Mapping[str, float]) -> str:
+    """A figure, told as `mean` and (or not) `interval`, as people read it."""
+    if "interval" not in found:
+        return shown(metric, found["mean"])
+    return f"{shown(metric, found['mean'], unit=False)} ± {shown(metric, found['interval'])}"
 
 
 def score(values: Sequence[float]) -> Score:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import socket
@@ -28,7 +29,7 @@ from pipeline.data.index import FOLDER as INDEX_FOLDER
 from pipeline.data.index import Index
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
-from pipeline.judging import shown
+from pipeline.judging import ranged, shown
 from pipeline.learners.learner import Mode
 from pipeline.noise import Noise, Purpose
 from pipeline.shipment import plain_uri, read_json
@@ -38,6 +39,7 @@ SILENCE_S = 120
 USUAL_PORT = 5000
 START_S = 60
 WAYS, SAMPLES = 5, 10
+TRAINING = "training"
 
 
 class RunRow(NamedTuple):
@@ -45,6 +47,8 @@ class RunRow(NamedTuple):
 
     id: str
     name: str
+    what: str
+    """A training, or what is told of several of them together."""
     status: str
     started: datetime
     steps: int
@@ -74,10 +78,11 @@ def run_folders(root: Path) -> list[Path]:
 def _row(run: Path) -> RunRow:
     past, result = spool.history(run), read_json(run / "result.json")
     scores = [value for value in past.series.get("validation/score", {}).values() if value == value]
-    test = result["test"][result["mode"]]["accuracy"] if result else {}
+    test = result["test"][result["mode"]].get(result["test"].get("metric"), {}) if result else {}
     return RunRow(
         id=run.name,
         name=past.params.get("name", run.name),
+        what=_what(past),
         status="INTERRUPTED" if past.status == "RUNNING" and not _is_alive(run) else past.status,
         started=datetime.fromtimestamp(past.started_ms / 1000),
         steps=max(past.series.get("train/loss", {}), default=0),
@@ -86,6 +91,17 @@ def _row(run: Path) -> RunRow:
         test=test.get("mean", float("nan")),
         interval=test.get("interval", float("nan")),
     )
+
+
+def _what(past: spool.History) -> str:
+    kind, members = past.tags.get(spool.KIND), sum(re.fullmatch(r"run\.\d+", key) is not None for key in past.params)
+    match kind:
+        case None:
+            return TRAINING
+        case "compare":
+            return f"comparison of {members} runs"
+        case _:
+            return f"summary of {members} {kind}"
 
 
 def _is_alive(run: Path) -> bool:
@@ -107,12 +123,14 @@ def print_runs(rows: Sequence[RunRow]) -> None:
     if not rows:
         print("no runs yet; start one with: metashard train CONFIG")
         return
-    table = Table("run", "status", "started", "meta-steps", "best validation", "test ± 95 %", box=box.SIMPLE_HEAD)
+    columns = ("run", "what", "status", "started", "meta-steps", "best validation", "test ± 95 %")
+    table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
         test = "–" if row.test != row.test else f"{100 * row.test:.2f} ± {100 * row.interval:.2f} %"
         best = "–" if row.validation != row.validation else f"{100 * row.validation:.2f} %"
         started = f"{row.started:%Y-%m-%d %H:%M}"
-        table.add_row(row.id, row.status.lower(), started, f"{row.steps}/{row.planned}", best, test)
+        steps = f"{row.steps}/{row.planned}" if row.what == TRAINING else "–"
+        table.add_row(row.id, row.what, row.status.lower(), started, steps, best, test)
     _print(table)
 
 
@@ -125,10 +143,7 @@ def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
             if not isinstance(metrics, Mapping):
                 continue
             for metric, found in metrics.items():
-                score = shown(metric, found["mean"])
-                if "interval" in found:
-                    score = f"{shown(metric, found['mean'], unit=False)} ± {shown(metric, found['interval'])}"
-                table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, score)
+                table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, ranged(metric, found))
     _print(table)
 
 

@@ -11,7 +11,7 @@ import torch
 from gloo import work_here
 from small import small_config
 
-from pipeline import build, checkpoint, evaluate, prepare, tracking
+from pipeline import build, checkpoint, conclude, evaluate, prepare, tracking
 from pipeline.config import dump
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
@@ -116,6 +116,22 @@ def test_an_evaluation_as_json(run):
         assert set(told["calibration_error"]) == set(told["worst_decile"]) == {"mean", "episodes"}
         assert told["worst_decile"]["mean"] <= told["accuracy"]["mean"] and 0 <= told["calibration_error"]["mean"] <= 1
     assert found["inner_steps"] is None and found["step"] and found["ways"] == 3
+
+
+def test_the_end_of_a_run_is_told_in_the_tasks_own_figures(tmp_path):
+    """Whatever its headline; figures without an interval, and a loss, which is no share."""
+    found = {
+        "iou": {"mean": 0.5, "interval": 0.01, "episodes": 9},
+        "worst_decile": {"mean": 0.25},
+        "loss": {"mean": 1.5},
+    }
+    test = {"ways": 2, "shots": 1, "queries": 3, "metric": "iou", **{mode.value: found for mode in Mode}}
+    result = {"test": test, "untrained": test, "mode": "inductive"}
+    told = conclude.finished_text(tmp_path, result, "sqlite:///x", is_sent=True).splitlines()
+    assert "9 episodes" in told[1] and told[2] == "inductive      iou 50.00 ± 1.00 %   (untrained 50.00 ± 1.00 %)"
+    assert told[4] == "inductive:     worst decile 25.00 %, loss 1.50"
+    alone = {**test, **{mode.value: {"iou": found["iou"]} for mode in Mode}}
+    assert len(conclude.finished_text(tmp_path, {**result, "test": alone}, "", is_sent=True).splitlines()) == 6
 
 
 @pytest.mark.ray

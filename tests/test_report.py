@@ -18,7 +18,7 @@ from PIL import Image
 
 from pipeline import report, tracking
 from pipeline.errors import InputError
-from pipeline.spool import FILE, Spool
+from pipeline.spool import FILE, KIND, Spool
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,15 +42,31 @@ def make_run(root: Path, name: str, *, status: str, silent_s: float = 0) -> Path
 def test_runs_are_read_from_their_folders(tmp_path, capsys):
     done = make_run(tmp_path, "a", status="FINISHED")
     score = {"accuracy": {"mean": 0.8125, "interval": 0.01, "episodes": 600}}
-    (done / "result.json").write_text(json.dumps({"test": {"inductive": score}, "mode": "inductive"}))
+    result = {"test": {"inductive": score, "metric": "accuracy"}, "mode": "inductive"}
+    (done / "result.json").write_text(json.dumps(result))
     make_run(tmp_path, "b", status="RUNNING")
     make_run(tmp_path, "c", status="RUNNING", silent_s=10_000)
     rows = {row.id: row for row in report.runs(tmp_path)}
     assert {name: row.status for name, row in rows.items()} == {"a": "FINISHED", "b": "RUNNING", "c": "INTERRUPTED"}
-    assert rows["a"][4:] == (30, "40", 0.9, 0.8125, 0.01) and rows["a"].name == "omniglot"
+    assert rows["a"][5:] == (30, "40", 0.9, 0.8125, 0.01) and rows["a"][1:3] == ("omniglot", "training")
     report.print_runs(report.runs(tmp_path))
     lines = capsys.readouterr().out
     assert "81.25 ± 1.00 %" in lines and "30/40" in lines and "interrupted" in lines
+
+
+@pytest.mark.parametrize(("kind", "what"), [("compare", "comparison of 2 runs"), ("seeds", "summary of 2 seeds")])
+def test_what_several_runs_say_together_is_told_from_a_training(tmp_path, capsys, kind, what):
+    (tmp_path / "x").mkdir()
+    told = Spool(tmp_path / "x")
+    told.params({"name": kind, "run.0": "a", "run.1": "b", "run.1.mlflow": "no run of its own"})
+    told.tags({KIND: kind})
+    told.status("FINISHED")
+    told.close()
+    (row,) = report.runs(tmp_path)
+    assert row.what == what
+    report.print_runs([row])
+    lines = capsys.readouterr().out
+    assert what in lines and "0/" not in lines
 
 
 def test_a_silent_run_whose_driver_lives_is_running(tmp_path):
