@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
@@ -164,12 +164,22 @@ def loader(config: RunConfig, index: Index, *, rank: int, world: int) -> Loader:
     return Loader(source, read, **share, threads=config.data.threads)
 
 
-def trained_on(config: RunConfig, copy: Index) -> Index:
-    """The index of the data that a run was trained on, whose tars need not be there; the other one where it is gone."""
+def trained_on(config: RunConfig, other: Index, state: Mapping[str, Any]) -> Index:
+    """The index of the data that a run was trained on, whose tars need not be there.
+
+    Where it is gone, the other one as if of images of the size that the checkpoint of this state was trained on.
+
+    Raises:
+        InputError: it is gone, and the checkpoint is too old to know that size.
+    """
     try:
         return Index.without_shards(config.data.root)
-    except InputError:
-        return copy
+    except InputError as error:
+        if "images" not in state:
+            raise InputError(
+                f"{config.data.root} is gone, and the checkpoint does not say of what size its images were; bring it back"
+            ) from error
+        return other.of_images(*state["images"])
 
 
 def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:

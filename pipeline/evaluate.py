@@ -142,21 +142,23 @@ def restored(subject: Subject) -> Restored:
     """The learner of a subject, built for the images it was trained on, and the data to measure it on.
 
     Images of another size or number of channels are converted as they are read. Where the data it was trained on are
-    gone, `subject.data` counts as a copy of them.
+    gone, the checkpoint says what their images were.
 
     Raises:
         InputError: the checkpoint or the data are damaged, or do not fit each other.
     """
     config = parse(dict(subject.config), "checkpoint")
     index = Index.open(subject.data or config.data.root)
-    trained = build.trained_on(config, index) if subject.data else index
-    if not subject.checkpoint:
+    saved = checkpoint.load(Path(subject.checkpoint)) if subject.checkpoint else None
+    # Before it was trained, a learner is built for whatever images there are.
+    state = {"images": index.shape(0)} if saved is None else saved.state
+    trained = build.trained_on(config, index, state) if subject.data else index
+    if saved is None:
         learner = started(config, trained, subject.make_learner)
     else:
         learner = subject.make_learner(config, trained)
-        weights = dict(checkpoint.load(Path(subject.checkpoint)).learner)
         try:
-            learner.load_state_dict(weights, strict=True)
+            learner.load_state_dict(dict(saved.learner), strict=True)
         except RuntimeError as error:
             raise InputError(
                 f"{subject.checkpoint} holds no weights of a learner for the images of {trained.root}: "

@@ -33,7 +33,7 @@ def _restored(chosen: TeacherConfig, config: RunConfig, index: Index) -> Learner
     saved = checkpoint.load(path)
     theirs = parse(dict(saved.config), f"teacher.start = {path}")
     theirs = theirs.model_copy(update={"meta": theirs.meta.model_copy(update={"precision": config.meta.precision})})
-    trained = build.trained_on(theirs, index)
+    trained = build.trained_on(theirs, index, saved.state)
     if faults := _differences(theirs, trained, config, index):
         raise InputError(
             f"teacher.start = {path}: {'; '.join(faults)}; name a teacher of the same, or change the config"

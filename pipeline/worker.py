@@ -76,7 +76,7 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
-        save = functools.partial(_save, job, config, learner, optimizer, plan, report)
+        save = functools.partial(_save, job, config, index, learner, optimizer, plan, report)
         if saved is None:
             save(progress)
         hooks = Hooks(
@@ -229,13 +229,22 @@ def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.d
 
 
 def _save(
-    job: Job, config: RunConfig, learner: Learner, optimizer: Optimizer, plan: Plan, report: Report, progress: Progress
+    job: Job,
+    config: RunConfig,
+    index: Index,
+    learner: Learner,
+    optimizer: Optimizer,
+    plan: Plan,
+    report: Report,
+    progress: Progress,
 ) -> None:
     """Rank 0 writes; the report afterwards is the barrier behind which all know that it is written."""
     if ranks.rank() == 0:
         folder = job.folder / "checkpoints"
         settings = {"plan": list(plan), "threads": torch.get_num_threads(), "world": ranks.world()}
-        state = {**progress.state(), **settings, "fingerprint": fingerprint(config)}
+        # By the images' size the learner can be built where the data are gone.
+        settings |= {"images": list(index.shape(0)), "fingerprint": fingerprint(config)}
+        state = {**progress.state(), **settings}
         state.pop("step")
         optimizer_state = optimizer.state_dict()
         checkpoint.save(

@@ -17,11 +17,11 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
 
 @pytest.fixture
-def said(monkeypatch, capsys) -> Callable[[str], str]:
+def said(monkeypatch, capsys) -> Callable[..., str]:
     """What a benchmark prints that is run in this process: a new one would import everything again."""
 
-    def run(name: str) -> str:
-        monkeypatch.setattr("sys.argv", [name, "--quick"])
+    def run(name: str, *more: str) -> str:
+        monkeypatch.setattr("sys.argv", [name, "--quick", *more])
         monkeypatch.syspath_prepend(str(BENCHMARKS))
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
         return capsys.readouterr().out
@@ -35,6 +35,13 @@ def test_throughput_agrees_on_the_gradient_and_prints_a_row_each(said):
     printed = said("throughput.py")
     assert printed.count("metashard (") == 3
     assert printed.count("plain loop, ") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_throughput_with_loading_compares_loaders_on_the_same_episodes(said):
+    printed = said("throughput.py", "--loading")
+    assert [printed.count(f", {feed} ") for feed in ("loader", "DataLoader", "memory")] == [1, 1, 2]
 
 
 @pytest.mark.slow

@@ -255,14 +255,37 @@ def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_dat
     assert figures[0]["accuracy"].mean == pytest.approx(figures[1]["accuracy"].mean, abs=0.2)
 
 
-def test_where_the_training_data_are_gone_other_data_count_as_a_copy(run, glyphs_root, other_data):
+def test_where_the_training_data_are_gone_the_checkpoint_says_what_images_they_had(
+    run, glyphs_root, other_data, tmp_path
+):
     subject = evaluate.subject_of(checkpoint.best(run))
     gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
     moved = subject._replace(config=gone, data=str(glyphs_root))
     found = [evaluate.evaluate(each, split="test", episodes=8, workers=1) for each in (subject, moved)]
     assert found[0] == found[1]
+    # In colour and of another size, they are made what the model takes, as where the training data are there.
+    colour = str(other_data(20, 3))
+    both = [evaluate.restored(each._replace(data=colour)) for each in (subject, moved)]
+    assert [each.channels for each in both] == [1, 1] and both[0].config.data.size == both[1].config.data.size == 16
+    # The base classes of a supervised learner are not among what a checkpoint keeps of its data.
+    supervised = small_config(glyphs_root, tmp_path, learner={"kind": "supervised", "samples": 2}, meta={"steps": 1})
+    work_here(dump(supervised), str(tmp_path / "run"))
+    subject = evaluate.subject_of(checkpoint.best(tmp_path / "run"), data=Path(colour))
+    gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere", "train": "test"}}
     with pytest.raises(InputError, match="holds no weights of a learner for the images of .* bring back /nowhere"):
-        evaluate.restored(moved._replace(data=str(other_data(16, 3))))
+        evaluate.restored(subject._replace(config=gone))
+
+
+def test_a_checkpoint_that_does_not_know_its_images_needs_the_training_data(run, glyphs_root, tmp_path):
+    saved = checkpoint.load(checkpoint.best(run))
+    state = {key: value for key, value in saved.state.items() if key != "images"}
+    subject = evaluate.subject_of(checkpoint.save(tmp_path, saved._replace(state=state)), data=glyphs_root)
+    assert evaluate.restored(subject).channels == 1
+    gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
+    with pytest.raises(
+        InputError, match="/nowhere is gone, and the checkpoint does not say of what size its images wer"
+    ):
+        evaluate.restored(subject._replace(config=gone))
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,12 @@ class Index:
             raise InputError(f"{root / FOLDER}: index is damaged ({error}); {_AGAIN}") from None
         return index
 
+    def of_images(self, height: int, width: int, channels: int) -> Index:
+        """This index as if every image were of that size: what was made for others can be built with it, and nothing read."""
+        other = Index.without_shards(self.root)
+        other._shapes = [np.full(len(self), side, np.int32) for side in (height, width, channels)]
+        return other
+
     def __len__(self) -> int:
         return len(self.shard_of)
 
