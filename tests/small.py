@@ -13,7 +13,7 @@ from pipeline.episode import Batch, Episode
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.distil import DistilledLearner
-from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
@@ -37,6 +37,7 @@ from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.task import Task
 
 WAYS = 3
+UNWARPED = r"(?!encoder\.warps).*"
 
 
 def conv4(downsample: str = "stride", **options) -> Conv4:
@@ -239,6 +240,7 @@ LEARNERS = {
     "procedure": lambda: gradient_learner(rule=procedure),
     "evolved-rule": evolved_rule,
     "maml++": maml_pp,
+    "warpgrad": lambda: gradient_learner(UNWARPED, estimate=Warp(Unrolled(2)), warp=True),
     "maml-dropping": lambda: gradient_learner(encoder=Dropping),
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),

@@ -10,7 +10,17 @@ from pipeline.learners.learner import Mode
 from pipeline.models.drop import DropBlock
 from pipeline.models.norm import Norm
 
-APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "evolved-rule", "meta-lstm", "maml++"}
+APPROXIMATE = {
+    "fomaml",
+    "reptile",
+    "imaml",
+    "imaml-neumann",
+    "es-maml",
+    "evolved-rule",
+    "meta-lstm",
+    "maml++",
+    "warpgrad",
+}
 """Their gradient is not that of their value; tests/learners/test_estimates.py says what it is."""
 EXACT = sorted(set(LEARNERS) - APPROXIMATE)
 
