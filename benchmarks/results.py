@@ -129,6 +129,10 @@ METHODS = {
         published=_figures(99.5, 99.9, 97.7),
     ),
     "meta-curvature": Method(_gradient(rule={"kind": "curvature"})),
+    "warpgrad": Method(
+        _gradient(adapts=r"(?!encoder\.warps).*", estimate={"kind": "warp"}),
+        model={"warp": True},
+    ),
     "meta-lstm": Method(_gradient(rule={"kind": "lstm"})),
     "mlp-optimizer": Method(_gradient(rule={"kind": "mlp"})),
     "procedure": Method(

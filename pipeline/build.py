@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.embedding import EmbeddingLearner
-from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
@@ -93,6 +93,7 @@ from pipeline.schema import (
     TimmConfig,
     UnrolledConfig,
     VitConfig,
+    WarpConfig,
 )
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.distilled import Distilled
@@ -263,6 +264,7 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
                 norm=chosen.norm,
                 steps=steps,
                 context=chosen.context,
+                warp=chosen.warp,
             )
         case ResNet12Config():
             return ResNet12(
@@ -488,6 +490,11 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
         for name, value in module.named_parameters()
         if value.requires_grad and name not in initial.replaced
     }
+    if isinstance(chosen.estimate, WarpConfig) and trained.keys() <= {f"model.{name}" for name in initial.names}:
+        raise InputError(
+            f"learner.estimate.kind = warp trains what does not adapt, and with learner.adapts = {chosen.adapts!r} all does; "
+            r"set model.warp = true and learner.adapts = '(?!encoder\.warps).*'"
+        )
     return GradientLearner(
         model,
         task,
@@ -565,6 +572,20 @@ def _estimate(asked: EstimateConfig, config: GradientConfig, trained: Params, se
                 )
             evolution = Evolution(searched, sigma=sigma, pairs=pairs, seed=seed)
             return EvolvedRule(_estimate(rest, config, trained, seed), evolution)
+        case WarpConfig(initial=initial):
+            return Warp(_initial_estimate(initial, config.steps))
+        case _ as never:
+            assert_never(never)
+
+
+def _initial_estimate(kind: Literal["unrolled", "first_order", "reptile"], steps: int) -> Estimate:
+    match kind:
+        case "unrolled":
+            return Unrolled(steps)
+        case "first_order":
+            return FirstOrder()
+        case "reptile":
+            return Reptile()
         case _ as never:
             assert_never(never)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,9 +48,10 @@ def embed(
     Raises:
         InputError: there is no such encoder, the images do not fit it, or `out` holds something else.
     """
-    path, asked = _asked(target, config, runs)
+    path, asked, state = _asked(target, config, runs)
     index = Index.open(data or asked.data.root)
-    trained = build.trained_on(asked, index)
+    # Values without a checkpoint are for the images at hand.
+    trained = build.trained_on(asked, index, {"images": index.shape(0)} if state is None else state)
     known, channels = frozen_encoder(asked, trained, path), trained.shape(0)[2]
     asked = evaluate.read_alike(asked, trained, index)
     dest = out.absolute()
@@ -72,18 +74,19 @@ def embed(
     return merge(dest, fragments, name=index.name, splits=splits, origin={**index.manifest["origin"], **origin})
 
 
-def _asked(target: Path, config: Path | None, runs: Path) -> tuple[Path, RunConfig]:
-    """The file or checkpoint that holds the encoder, and the config that says what it is."""
+def _asked(target: Path, config: Path | None, runs: Path) -> tuple[Path, RunConfig, Mapping[str, Any] | None]:
+    """The file or checkpoint that holds the encoder, the config that says what it is, and the state of the checkpoint."""
     if target.is_file():
         if config is None:
             raise InputError(
                 f"{target}: values without a config; give --config, a run's YAML with this model and its data"
             )
-        return target, configs.load(config)
+        return target, configs.load(config), None
     if config is not None:
         raise InputError(f"--config {config}: runs and checkpoints have their own; leave it out")
     path = evaluate.find(target, runs)
-    return path, configs.parse(dict(checkpoint.load(path).config), str(path))
+    saved = checkpoint.load(path)
+    return path, configs.parse(dict(saved.config), str(path)), saved.state
 
 
 def _rows_by_shard(index: Index) -> list[np.ndarray]:

@@ -109,6 +109,8 @@ class Conv4Config(Config):
     norm: NormName = "batch"
     context: NonNegativeInt = 0
     """Length of the context vector that modulates the third block (CAVIA); 0: none."""
+    warp: bool = False
+    """A convolution behind each block's own, at first the identity (WarpGrad); leave `encoder.warps` out of learner.adapts."""
 
 
 class ResNet12Config(Config):
@@ -322,8 +324,22 @@ class EvolvedRuleConfig(Config):
     )
 
 
+class WarpConfig(Config):
+    """WarpGrad: what does not adapt learns from every inner step by itself."""
+
+    kind: Literal["warp"] = "warp"
+    initial: Literal["unrolled", "first_order", "reptile"] = "unrolled"
+    """The estimate by which what adapts learns where to start."""
+
+
 EstimateConfig = Annotated[
-    UnrolledConfig | FirstOrderConfig | ReptileConfig | ImplicitConfig | EvolutionConfig | EvolvedRuleConfig,
+    UnrolledConfig
+    | FirstOrderConfig
+    | ReptileConfig
+    | ImplicitConfig
+    | EvolutionConfig
+    | EvolvedRuleConfig
+    | WarpConfig,
     Field(discriminator="kind"),
 ]
 

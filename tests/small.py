@@ -14,7 +14,7 @@ from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.distil import DistilledLearner
 from pipeline.learners.embedding import EmbeddingLearner
-from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
@@ -39,6 +39,7 @@ from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.task import Task
 
 WAYS = 3
+UNWARPED = r"(?!encoder\.warps).*"
 
 
 def conv4(downsample: str = "stride", **options) -> Conv4:
@@ -248,6 +249,7 @@ LEARNERS = {
     "procedure": lambda: gradient_learner(rule=procedure),
     "evolved-rule": evolved_rule,
     "maml++": maml_pp,
+    "warpgrad": lambda: gradient_learner(UNWARPED, estimate=Warp(Unrolled(2)), warp=True),
     "maml-dropping": lambda: gradient_learner(encoder=Dropping),
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),

@@ -19,7 +19,7 @@ from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.initials import Context, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
@@ -174,6 +174,17 @@ EMBEDDING = {
     "metanet": MetaNetLearner,
     "leo": LeoLearner,
 }
+
+
+@pytest.mark.parametrize("initial", ["unrolled", "first_order", "reptile"])
+def test_warps_are_trained_beside_any_way_to_learn_the_start(config, index, initial):
+    asked = {"estimate": {"kind": "warp", "initial": initial}, "steps": 2}
+    with pytest.raises(InputError, match=r"with learner.adapts = '\.\*' all does; set model.warp = true and .*warps\)"):
+        build.learner(config(learner=asked, model={"warp": True}), index)
+    made = build.learner(config(learner={**asked, "adapts": r"(?!encoder\.warps).*"}, model={"warp": True}), index)
+    assert type(made.estimate) is Warp and type(made.estimate.initial) is ESTIMATES[initial]
+    slow = {name for name, _ in made.model.named_parameters()} - made.initial.names
+    assert slow == {f"encoder.warps.{block}.weight" for block in range(4)}
 
 
 def test_a_rule_evolves_beside_any_other_estimate(config, index):

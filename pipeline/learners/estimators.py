@@ -196,6 +196,33 @@ class Reptile(Estimate):
 
 
 @final
+class Warp(Estimate):
+    """WarpGrad: what does not adapt learns to shape single inner steps, wherever they start (Flennerhag et al. 2020, section 2).
+
+    With the points φ₀ … φₙ of the inner loop as constants, meta-parameters ω that do not adapt get the gradient of their
+    trajectory objective, the mean over k < n of the query loss at φₖ − update(φₖ; ω): through that step, and through none before
+    it (algorithm 1, with the query as meta-loss). Where fast weights start, ω being constants, is another objective, left to
+    the estimate `initial`. So nothing is walked back through the whole loop, unless `initial` does it.
+    """
+
+    def __init__(self, initial: Estimate):
+        super().__init__()
+        self.initial = initial
+
+    def forward(self, problem: InnerProblem) -> Outcome:
+        constant = {name: value.detach() for name, value in problem.meta.items()}
+        start = problem.start(problem.meta)
+        outcome = self.initial(problem._replace(meta=constant, start=lambda meta: start))
+        losses, point = [], first(problem, constant)
+        for step in range(problem.steps):
+            after = advance(problem, problem.meta, point, step, second_order=True)
+            losses.append(problem.query(problem.meta, after.fast, step + 1).loss)
+            point = tree_map(torch.Tensor.detach, after)
+        warped = torch.stack(losses).mean()
+        return outcome._replace(loss=outcome.loss + (warped - warped.detach()))
+
+
+@final
 class Implicit(Estimate):
     """The implicit function theorem at the adapted weights (iMAML; Rajeswaran et al. 2019, equations 3 and 6).
 

@@ -36,7 +36,9 @@ class Conv4(nn.Module):
     `downsample`: "stride" in the convolution (MAML on Omniglot) or "max_pool" (everything else).
     `features`: "mean" over the last map's pixels, or "flatten" it; `size` is the side of the square input, pixels. "map" gives
     the map itself, `side` pixels a side, and only the first two blocks downsample (Sung et al. 2018, section 3.4).
-    `steps` inner steps matter to the norm `batch_per_step` alone; `context` is the length of a context vector, or 0.
+    `steps` inner steps matter to the norm `batch_per_step` alone; `context` is the length of a context vector, or 0. With
+    `warp` a 3×3 convolution of its own follows each block's, the identity at first (WarpGrad; Flennerhag et al. 2020,
+    section 2; linear as in T-Nets, Lee and Choi 2018).
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Conv4(nn.Module):
         norm: NormKind = "batch",
         steps: int = 0,
         context: int = 0,
+        warp: bool = False,
     ):
         super().__init__()
         self.stride = 2 if downsample == "stride" else 1
@@ -61,6 +64,10 @@ class Conv4(nn.Module):
         )
         self.norms = nn.ModuleList(make_norm(norm, f"block{block}", width, steps=steps) for block in range(BLOCKS))
         self.film = Film(context, width) if context else None
+        warps = [Convolution(width, width, 3) for _ in range(BLOCKS)] if warp else []
+        for each in warps:
+            nn.init.dirac_(each.weight)
+        self.warps = nn.ModuleList(warps)
         for _ in range(self.halvings):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
         self.side, self.channels = size, width
@@ -72,7 +79,10 @@ class Conv4(nn.Module):
         """(samples, channels, height, width) -> (samples, features), or maps (samples, width, side, side)"""
         x = images
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            x = normalised(conv, norm, x, normalise)
+            if self.warps:
+                x = norm(self.warps[block](conv(x)), normalise)
+            else:
+                x = normalised(conv, norm, x, normalise)
             if self.film is not None and block == FILM_BLOCK:
                 x = self.film(x)
             # ReLU and maximum commute; this way round ReLU has a quarter of the work.

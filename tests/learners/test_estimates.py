@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import episode, evolved_rule, gradient, gradient_learner, make, relative
+from small import UNWARPED, episode, evolved_rule, gradient, gradient_learner, make, relative
 from torch.func import functional_call
 
 from pipeline.episode import Outcome
 from pipeline.errors import InputError
-from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled
+from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.initials import Prototypes
 from pipeline.learners.learned_rules import Procedure
 from pipeline.learners.learner import Mode
@@ -76,6 +76,54 @@ def test_fomaml(steps):
 def test_reptile(steps):
     found = slopes(Reptile(), problem(steps=steps))
     assert found["theta"] == pytest.approx(THETA - adapted(steps), rel=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("initial", [Unrolled, FirstOrder, Reptile])
+def test_warpgrad(steps, initial):
+    """dφₖ₊₁/dω = rA at every point by itself; the start has the gradient of its own estimate."""
+    of_start = initial(steps) if initial is Unrolled else initial()
+    found, alone = (slopes(estimate, problem(steps=steps)) for estimate in (Warp(of_start), of_start))
+    each = [RATE * A * B * (adapted(step) - C) for step in range(1, steps + 1)]
+    assert found["omega"] == pytest.approx(sum(each) / steps, rel=1e-12)
+    assert found["theta"] == pytest.approx(alone["theta"], rel=1e-12)
+    assert Warp(of_start)(problem(steps=steps)).loss == of_start(problem(steps=steps)).loss
+
+
+def test_warpgrad_is_the_slope_of_single_steps_from_points_that_stand_still():
+    """On conv4, by central differences over all warps in a random direction; the start as in MAML with warps that are given."""
+    learner, one = make("warpgrad"), episode(1)
+    learner.outcome(one).loss.backward()
+    plain = gradient_learner(UNWARPED, warp=True)
+    plain.load_state_dict(learner.state_dict())
+    plain.outcome(one).loss.backward()
+    theirs = dict(plain.model.named_parameters())
+    for name in learner.initial.names:
+        assert torch.allclose(learner.model.get_parameter(name).grad, theirs[name].grad, rtol=1e-9, atol=1e-12)
+    warps = list(learner.model.encoder.warps.parameters())
+    points = list(trajectory(learner._problem(one, learner.steps), second_order=False))[:-1]
+    points = [{name: value.detach() for name, value in point.items()} for point in points]
+
+    def objective() -> float:
+        losses = []
+        for point in points:
+            fast = {name: value.requires_grad_() for name, value in point.items()}
+            loss = learner.task.loss(functional_call(learner.model, fast, (one.support.inputs,)), one.support.targets)
+            slopes = torch.autograd.grad(loss, list(fast.values()))
+            after = {name: value - 0.1 * slope for (name, value), slope in zip(fast.items(), slopes, strict=True)}
+            predictions = functional_call(learner.model, after, (one.query.inputs,))
+            losses.append(learner.task.loss(predictions, one.query.targets).item())
+        return sum(losses) / len(losses)
+
+    directions = [torch.randn_like(warp) for warp in warps]
+    slope = sum((warp.grad * way).sum().item() for warp, way in zip(warps, directions, strict=True))
+    values, eps = [], 1e-6
+    for sign in (1, -2):
+        with torch.no_grad():
+            for warp, way in zip(warps, directions, strict=True):
+                warp.add_(sign * eps * way)
+        values.append(objective())
+    assert (values[0] - values[1]) / (2 * eps) == pytest.approx(slope, rel=2e-6)
 
 
 @pytest.mark.parametrize("solver,iterations", [("cg", 3), ("neumann", 60)])

@@ -10,8 +10,18 @@ from pipeline.learners.learner import Mode
 from pipeline.models.drop import DropBlock
 from pipeline.models.norm import Norm
 
-APPROXIMATE = {"fomaml", "reptile", "imaml", "imaml-neumann", "es-maml", "evolved-rule", "meta-lstm", "maml++"}
-APPROXIMATE |= {"prototypes-sparing"}
+APPROXIMATE = {
+    "fomaml",
+    "reptile",
+    "imaml",
+    "imaml-neumann",
+    "es-maml",
+    "evolved-rule",
+    "meta-lstm",
+    "maml++",
+    "warpgrad",
+    "prototypes-sparing",
+}
 """Their gradient is not that of their value; test_estimates.py and test_sparing.py say what it is."""
 EXACT = sorted(set(LEARNERS) - APPROXIMATE)
 

@@ -66,6 +66,21 @@ def test_it_is_what_the_textbook_layers_compute(downsample):
     torch.testing.assert_close(made(x), y.flatten(1), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("downsample", DOWNSAMPLES)
+def test_warps_are_convolutions_behind_those_of_the_blocks_and_start_as_the_identity(downsample):
+    made, warped, x = conv4(downsample=downsample), conv4(downsample=downsample, warp=True), images()
+    missing = warped.load_state_dict(made.state_dict(), strict=False).missing_keys
+    assert missing == [f"warps.{block}.weight" for block in range(4)]
+    torch.testing.assert_close(warped(x), made(x), rtol=1e-10, atol=1e-12)
+    # Two linear maps in a row: 1×1 warps are folded into the convolutions before them.
+    for conv, plain, warp in zip(warped.convs, made.convs, warped.warps, strict=True):
+        mixing = torch.randn(6, 6, dtype=torch.float64)
+        with torch.no_grad():
+            warp.weight.zero_()[:, :, 1, 1] = mixing
+            plain.weight.copy_(torch.einsum("oi,ichw->ochw", mixing, conv.weight))
+    torch.testing.assert_close(warped(x), made(x), rtol=1e-8, atol=1e-10)
+
+
 def test_a_batch_norm_has_mean_zero_and_variance_one():
     x = torch.randn(8, 3, 5, 5, dtype=torch.float64) * 7 + 2
     y = by_batch("any", x)
