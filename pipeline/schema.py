@@ -463,7 +463,7 @@ class LeoConfig(Config):
     """Length of a class's code."""
     steps: PositiveInt = 5
     """Inner steps on the codes."""
-    lr: PositiveFloat = 1.0
+    lr: PositiveFloat = 0.1
     """Where their learned rate starts."""
     tuning_steps: PositiveInt = 5
     """Inner steps on the weights that the codes are decoded into."""
