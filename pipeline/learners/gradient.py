@@ -16,8 +16,9 @@ from pipeline.learners.initials import Initial
 from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.learners.rules import Rule
 from pipeline.learners.unroll import InnerProblem, trajectory
+from pipeline.models.drop import DropBlock
 from pipeline.models.network import Network
-from pipeline.models.norm import ByBatch, Given, Normalise, Recorded, Running
+from pipeline.models.norm import ByBatch, Given, Norm, Normalise, Recorded, Running
 from pipeline.tasks.task import Task
 from pipeline.tensor_noise import Chance
 
@@ -52,6 +53,10 @@ class GradientLearner(Learner):
         self.model, self.task, self.initial, self.rule, self.running = model, task, initial, rule, running
         self.estimate, self.steps, self.test_steps, self.support_weight = estimate, steps, test_steps, support_weight
         self.advice = estimate.advice
+        # Every inner step then sees the same features of the support.
+        self.adapts_head_alone = all(name.startswith("head.") for name in initial.names) and not any(
+            _depends_on_step(part) for part in model.encoder.modules()
+        )
         self._check()
 
     def begin(self, step: int) -> None:
@@ -107,6 +112,7 @@ class GradientLearner(Learner):
         self, episode: Episode, steps: int, mode: Mode = Mode.INDUCTIVE, *, chance: Chance | None = None
     ) -> InnerProblem:
         support, query, ways, _ = episode
+        mine: Params = dict(self.named_parameters())
 
         def within(place: str, step: int) -> Normalise:
             # The same samples lose other activations at another step.
@@ -119,8 +125,15 @@ class GradientLearner(Learner):
             arguments = (_part("model", meta), support, ways, embed)
             return functional_call(self.initial, _part("initial", meta), arguments)
 
+        # Here and not at the first step: what is made inside `torch.func.grad` must not be kept beyond it.
+        features = embed(_part("model", mine), support.inputs) if self.adapts_head_alone else None
+
         def support_loss(meta: Params, fast: Params, step: int) -> Tensor:
-            predictions = self._call(_part("model", meta), fast, support.inputs, within("support", step))
+            params = _part("model", meta)
+            if features is not None and meta is mine:
+                predictions = functional_call(self.model.head, _part("head", {**params, **fast}), (features,))
+            else:
+                predictions = self._call(params, fast, support.inputs, within("support", step))
             return self.task.loss(predictions, support.targets)
 
         def judged(meta: Params, fast: Params, step: int) -> Outcome:
@@ -138,7 +151,7 @@ class GradientLearner(Learner):
             arguments = (gradients, fast, loss, state)
             return functional_call(self.rule, _part("rule", meta), arguments, {"step": step})
 
-        return InnerProblem(dict(self.named_parameters()), start, support_loss, judged, init, update, steps)
+        return InnerProblem(mine, start, support_loss, judged, init, update, steps)
 
     def _within(self, mode: Mode, step: int, chance: Chance | None = None) -> Normalise:
         """How a batch is normalised in the inner loop and in training."""
@@ -157,6 +170,11 @@ class GradientLearner(Learner):
     def _predictor(self, fast: Params, normalise: Normalise) -> Predictor:
         params = dict(self.model.named_parameters())
         return torch.no_grad()(lambda inputs: self._call(params, fast, inputs, normalise))
+
+
+def _depends_on_step(part: nn.Module) -> bool:
+    """Whether a layer gives something else at another inner step."""
+    return (isinstance(part, Norm) and part.steps is not None) or (isinstance(part, DropBlock) and part.drop > 0)
 
 
 def _kind(part: nn.Module) -> str:

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from pipeline.episode import Outcome
 from pipeline.errors import InputError
 from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
-from pipeline.learners.initials import Prototypes
+from pipeline.learners.initials import Learned, Prototypes
 from pipeline.learners.learned_rules import Procedure
 from pipeline.learners.learner import Mode
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -345,6 +345,23 @@ def test_walking_back_gives_the_gradient_of_unrolling(steps):
         learner.outcome(episode(2)).loss.backward()
         found.append(gradient(learner))
     assert relative(found[1], found[0]) < 1e-12
+
+
+@pytest.mark.parametrize("initial", [Learned, Prototypes])
+def test_a_head_adapts_on_features_that_are_computed_once(initial):
+    """Support and query pass the encoder once (and for prototypes once more), however many steps; the gradient is the same."""
+    found, passes = [], []
+    for recompute in (False, True):
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            learner = gradient_learner(r"head\..*", estimate=Unrolled(4, recompute=recompute), initial=initial, steps=4)
+        count = []
+        learner.model.encoder.register_forward_hook(lambda *_, count=count: count.append(1))
+        learner.outcome(episode(2)).loss.backward()
+        found.append(gradient(learner))
+        passes.append(len(count))
+    assert relative(found[1], found[0]) < 1e-12
+    assert passes[0] == (3 if initial is Prototypes else 2) < passes[1]
 
 
 def test_protomaml_starts_as_the_prototype_classifier():
