@@ -74,9 +74,11 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     asked = {"split": config.data.test, "episodes": config.evaluate.episodes, "workers": config.workers.count}
     began = time.monotonic()
     trained = evaluate.evaluate(subject, **asked)
+    # Without a meta-step both are the same learner.
+    before = evaluate.evaluate(subject._replace(checkpoint=""), **asked) if config.meta.steps else trained
     result = {
         "test": trained.as_json(),
-        "untrained": evaluate.evaluate(subject._replace(checkpoint=""), **asked).as_json(),
+        "untrained": before.as_json(),
         "mode": config.evaluate.mode,
         "checkpoint": best.name,
         "evaluation_s": time.monotonic() - began,
