@@ -13,13 +13,13 @@ from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_map
 
+from pipeline.calculus import around
 from pipeline.episode import Batch, Episode, Outcome, Params, with_gradient
 from pipeline.learners.learner import Learner
 from pipeline.memory import peak_bytes
-from pipeline.models.norm import alone
 
-COMPILE_S = 300.0
-"""Compiling takes one to three minutes: where the rest of a run takes less than this without, it is not tried."""
+COMPILE_S = 900.0
+"""Compiling takes one to twenty minutes: where the rest of a run takes less than this without, it is not tried."""
 
 
 FINALISTS = 3
@@ -74,6 +74,7 @@ class Engine(nn.Module):
     def __init__(self, learner: Learner, plan: Plan, autocast: torch.dtype | None = None):
         super().__init__()
         self.learner, self.plan, self.autocast = learner, plan, autocast
+        self.is_traced = False
         self._compiled: dict[tuple, Callable[..., tuple[Params, Outcome]]] = {}
         self.lay_out()
 
@@ -97,7 +98,7 @@ class Engine(nn.Module):
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             if self.plan.mode != "loop" and len(episodes) > 1:
                 return _together(self.learner, episodes)
-            with alone():
+            with around("func" if self.is_traced else "nothing"):
                 outcomes = [self.learner(episode) for episode in episodes]
         return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 
@@ -116,6 +117,7 @@ class Engine(nn.Module):
         """Loss and gradient of a chunk as one graph; weights, buffers and episodes are its inputs."""
         plan = self.plan._replace(mode="vmap" if self.plan.chunk > 1 else "loop")
         plain = Engine(self.learner, plan, self.autocast)
+        plain.is_traced = True
 
         def loss(wanted: Params, others: Params, parts: list[Part]) -> tuple[Tensor, Outcome]:
             lent = {f"learner.{name}": value for name, value in {**wanted, **others}.items()}

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from itertools import accumulate
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pipeline.calculus import gradient, pull
 from pipeline.episode import Outcome, Params, with_gradient
 from pipeline.learners.unroll import InnerProblem, Point, advance, first, trajectory
 from pipeline.memory import Ledger
@@ -52,11 +53,6 @@ def _norm(a: Params) -> Tensor:
 
 def _plus(a: Params, factor: Tensor | float, b: Params) -> Params:
     return {name: value + factor * b[name] for name, value in a.items()}
-
-
-def _pull(function: Callable[..., Any], *at: Any) -> Callable[[Any], Any]:
-    """What carries a gradient at the function's result back to its arguments."""
-    return torch.func.vjp(function, *at)[1]
 
 
 @final
@@ -128,22 +124,22 @@ def _walked_back(problem: InnerProblem) -> Outcome:
 
     with torch.no_grad():
         point = first(problem, meta)
-        begins = {0, *accumulate(_stretches(problem.steps, point, lambda: _pull(stretch(0, 1), meta, point)))}
+        begins = {0, *accumulate(_stretches(problem.steps, point, lambda: pull(stretch(0, 1), meta, point)))}
         kept: list[tuple[int, Point]] = []
         for step in range(problem.steps):
             if step in begins:
                 kept.append((step, point))
             point = advance(problem, meta, point, step, second_order=False)
-        (to_meta, to_fast), outcome = torch.func.grad(judged, argnums=(0, 1), has_aux=True)(meta, point.fast)
+        (to_meta, to_fast), outcome = gradient(judged, meta, point.fast)
         to_point = Point(to_fast, tree_map(torch.zeros_like, point.state))
         end = problem.steps
         del to_fast
         while kept:
             begin, point = kept.pop()
-            more, to_point = _pull(stretch(begin, end), meta, point)(to_point)
+            more, to_point = pull(stretch(begin, end), meta, point)(to_point)
             to_meta, end = _plus(to_meta, 1.0, more), begin
             del more
-        to_meta = _plus(to_meta, 1.0, _pull(lambda m: first(problem, m), meta)(to_point)[0])
+        to_meta = _plus(to_meta, 1.0, pull(lambda m: first(problem, m), meta)(to_point)[0])
     return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, to_meta))
 
 
@@ -250,14 +246,15 @@ class Implicit(Estimate):
             return problem.support_loss(meta, fast, step) + self.damping / 2 * _dot(away, away)
 
         def slope(meta: Params, fast: Params) -> Params:
-            return torch.func.grad(lambda f: proximal(meta, f, problem.steps))(fast)
+            (found,), _ = gradient(lambda f: (proximal(meta, f, problem.steps), ()), fast)
+            return found
 
         with torch.no_grad():
             *_, last = trajectory(problem._replace(meta=constant, support_loss=proximal), second_order=False)
-            target = torch.func.grad(lambda f: problem.query(constant, f, problem.steps).loss)(last)
-            pull = _pull(lambda f: slope(constant, f), last)
+            (target,), _ = gradient(lambda f: (problem.query(constant, f, problem.steps).loss, ()), last)
+            curve = pull(lambda f: slope(constant, f), last)
             solve = self._neumann if self.solver == "neumann" else self._cg
-            solution, rest = solve(lambda u: pull(u)[0], target)
+            solution, rest = solve(lambda u: curve(u)[0], target)
             residual = _norm(rest) / _norm(target)
         assert start.keys() == last.keys()
         outcome = problem.query(problem.meta, last, problem.steps)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.calculus import gradient
 from pipeline.episode import Outcome, Params
 from pipeline.learners.rules import State
 
@@ -49,9 +50,13 @@ def first(problem: InnerProblem, meta: Params) -> Point:
 
 def advance(problem: InnerProblem, meta: Params, point: Point, step: int, *, second_order: bool) -> Point:
     """One inner step. With `second_order` the inner gradient is a function of `meta` and the point; without, a constant."""
-    # grad() ignores a no_grad outside it for its own gradient, but builds no graph through that gradient then.
+
+    def judged(fast: Params) -> tuple[Tensor, Tensor]:
+        loss = problem.support_loss(meta, fast, step)
+        return loss, loss
+
     with nullcontext() if second_order else torch.no_grad():
-        gradients, loss = torch.func.grad_and_value(lambda fast: problem.support_loss(meta, fast, step))(point.fast)
+        (gradients,), loss = gradient(judged, point.fast)
     updates, state = problem.update(meta, gradients, point.fast, loss, point.state, step)
     return Point({name: value + updates[name] for name, value in point.fast.items()}, state)
 

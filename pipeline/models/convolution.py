@@ -51,9 +51,11 @@ class Convolution(nn.Conv2d):
         patches, weight = self._patches(images), self._matrix()
 
         def own() -> tuple[Tensor, Tensor]:
-            flat, exact = patches.flatten(0, 2).double(), weight.double()
-            middle = flat.mean(0)
-            covariance = (flat - middle).t() @ (flat - middle) / len(flat)
+            rows, exact = patches.flatten(1, 2).double(), weight.double()
+            middle = rows.mean((0, 1))
+            # A product a sample: over all at once it would take four times as long, and centring them first as long again.
+            squares = torch.bmm(rows.transpose(1, 2), rows).sum(0) / rows[..., 0].numel()
+            covariance = squares - middle[:, None] * middle
             return (middle @ exact).to(weight.dtype), (covariance @ exact * exact).sum(0).to(weight.dtype)
 
         mean, var = normalise.moments(norm.name, own)
@@ -68,10 +70,12 @@ class Convolution(nn.Conv2d):
     def _patches(self, images: Tensor) -> Tensor:
         """(samples, channels, height, width) -> (samples, rows, columns, kernel² · channels)"""
         side, stride, margin = self.kernel_size[0], self.stride[0], self.kernel_size[0] // 2
+        if side == 1:
+            return images.permute(0, 2, 3, 1)[:, ::stride, ::stride]
         padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, margin, margin, margin, margin))
         rows, columns = (padded.shape[axis] - side + 1 for axis in (1, 2))
         shifted = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(side) for j in range(side)]
-        return torch.stack(shifted, 3).flatten(3) if side > 1 else shifted[0]
+        return torch.stack(shifted, 3).flatten(3)
 
 
 def _by_sample(patches: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:

@@ -8,38 +8,20 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.calculus import is_alone, is_plain
 from pipeline.episode import Statistics
+from pipeline.models.batch_norm import EPS, batch_norm
 from pipeline.tensor_noise import Chance
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance, each (channels,)."""
-
-EPS = 1e-5
-
-_alone = ContextVar("alone", default=False)
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """While in it one episode is computed at a time, without `vmap`, and norm layers may use the fused kernel.
-
-    `F.batch_norm` with a weight and bias that are batched by `vmap` has wrong second-order gradients; it cannot see from
-    inside whether they are, so whoever knows that there is no `vmap` around says so.
-    """
-    token = _alone.set(True)
-    try:
-        yield
-    finally:
-        _alone.reset(token)
 
 
 class Normalise(ABC):
@@ -77,7 +59,10 @@ class ByBatch(Normalise):
         return F.batch_norm(x, None, None, None, None, True, eps=EPS)
 
     def scaled(self, layer: str, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if _alone.get():
+        if is_plain():
+            return batch_norm(x, weight, bias)
+        # With a weight and bias that are batched by `vmap` it would have wrong second-order gradients.
+        if is_alone():
             return F.batch_norm(x, None, None, weight, bias, True, eps=EPS)
         return super().scaled(layer, x, weight, bias)
 
