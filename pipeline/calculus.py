@@ -1,8 +1,8 @@
 """Derivatives of functions, by `torch.func` or, where that is not needed, by plain autograd, which gives the same for less.
 
-`torch.func` is what `vmap` and nested transforms want; it wraps every tensor and cannot call a `torch.autograd.Function`
-without building a class. Inside neither, as in the loop over episodes, none of that is necessary. It cannot be seen from
-inside, so whoever knows what there is around says so; who is not told assumes everything.
+`torch.func` is what `vmap` and nested transforms want; it wraps every tensor, and what it calls must be made for it. Inside
+neither, as in the loop over episodes, none of that is necessary. It cannot be seen from inside, so whoever knows what there
+is around says so; who is not told assumes everything.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 A = TypeVar("A")
@@ -62,19 +63,23 @@ def gradient(function: Callable[..., tuple[Tensor, A]], *at: Any) -> tuple[tuple
     return tree_unflatten(found, structure), others
 
 
-def pull(function: Callable[..., Any], *at: Any) -> Callable[[Any], tuple]:
-    """What carries a gradient at the function's result back to its arguments, a tree for each; where gradients are off."""
+def pull(function: Callable[..., Any], *at: Any) -> Callable[..., tuple]:
+    """What carries a gradient at the function's result back to its arguments, a tree for each; where gradients are off.
+
+    With `retain_graph=False` it can be called once, and lets go of what it holds while it goes back.
+    """
     if not is_plain():
         return torch.func.vjp(function, *at)[1]
     own = tree_map(lambda v: v.detach().requires_grad_(), at)
     leaves, structure = tree_flatten(own)
     with torch.enable_grad():
-        values = tree_leaves(function(*own))
+        # The values themselves are not needed, and may be as large as what led to them.
+        edges = [get_gradient_edge(value) if value.requires_grad else None for value in tree_leaves(function(*own))]
 
-    def back(slopes: Any) -> tuple:
-        ends = [(value, slope) for value, slope in zip(values, tree_leaves(slopes), strict=True) if value.requires_grad]
+    def back(slopes: Any, *, retain_graph: bool = True) -> tuple:
+        ends = [(edge, slope) for edge, slope in zip(edges, tree_leaves(slopes), strict=True) if edge is not None]
         outputs, arriving = zip(*ends, strict=True)
-        found = torch.autograd.grad(outputs, leaves, arriving, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(outputs, leaves, arriving, retain_graph=retain_graph, materialize_grads=True)
         return tree_unflatten(found, structure)
 
     return back

@@ -98,7 +98,7 @@ class Engine(nn.Module):
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             if self.plan.mode != "loop" and len(episodes) > 1:
                 return _together(self.learner, episodes)
-            with around("func" if self.is_traced else "nothing"):
+            with around("func" if self.is_traced or self.learner.transforms else "nothing"):
                 outcomes = [self.learner(episode) for episode in episodes]
         return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 

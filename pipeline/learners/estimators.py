@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Callable, Hashable
 from itertools import accumulate
 from typing import Literal, final
@@ -136,7 +137,7 @@ def _walked_back(problem: InnerProblem) -> Outcome:
         del to_fast
         while kept:
             begin, point = kept.pop()
-            more, to_point = pull(stretch(begin, end), meta, point)(to_point)
+            more, to_point = pull(stretch(begin, end), meta, point)(to_point, retain_graph=False)
             to_meta, end = _plus(to_meta, 1.0, more), begin
             del more
         to_meta = _plus(to_meta, 1.0, pull(lambda m: first(problem, m), meta)(to_point)[0])
@@ -147,7 +148,8 @@ def _stretches(steps: int, point: Point, linearise: Callable[[], object]) -> lis
     """How many steps to walk back at a time, first to last: points are kept where a stretch begins.
 
     All of them in short loops. In long ones a stretch's graph stands beside the points kept before it: as those become fewer
-    on the way back, stretches may become longer, by as much as the bytes of a point make up for those of a step's graph.
+    on the way back, stretches may become longer, by as much as the bytes of a point make up for those of a step's graph: as
+    long as fit into the least room that is enough for all steps.
     Either way every step is computed twice, once to keep its point and once with a graph.
     """
     if steps <= KEPT_STEPS:
@@ -157,10 +159,18 @@ def _stretches(steps: int, point: Point, linearise: Callable[[], object]) -> lis
         graph = ledger.held
     del held
     weight = sum(value.nbytes for value in tree_leaves(point))
-    lengths: list[int] = []
-    while (rest := steps - sum(lengths)) > 0:
-        lengths.append(min(rest, 1 + len(lengths) * weight // graph))
-    return lengths[::-1]
+
+    def within(room: int) -> list[int]:
+        """How long stretches may be in so many bytes: before the stretch of number n there are n points more than the first."""
+        return [length for number in range(steps) if (length := (room - number * weight) // graph) > 0]
+
+    least = bisect_left(range(steps * graph), True, lo=graph, key=lambda room: sum(within(room)) >= steps)
+    lengths = within(least)
+    # What is too many goes from the longest, the first.
+    while (excess := sum(lengths) - steps) > 0:
+        lengths[0] -= min(excess, lengths[0])
+        lengths = lengths[lengths[0] == 0 :]
+    return lengths
 
 
 @final

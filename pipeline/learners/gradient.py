@@ -34,6 +34,8 @@ class GradientLearner(Learner):
     With `support_weight` λ the meta-loss is query loss + λ · support loss, both at the adapted weights.
     """
 
+    transforms = False
+
     def __init__(
         self,
         model: Network,

@@ -28,6 +28,8 @@ class Learner(nn.Module, ABC):
     task: Task
     advice: str = ""
     """What to do when its losses are not finite, if that is not simply to lower a rate."""
+    transforms: bool = True
+    """Whether it may call `torch.func` itself; one that takes all its derivatives by `pipeline.calculus` does not."""
 
     @abstractmethod
     def outcome(self, episode: Episode) -> Outcome:

@@ -17,10 +17,10 @@ def batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`F.batch_norm` by the batch's own statistics (Ioffe and Szegedy 2015), with its derivatives written out.
 
     PyTorch composes the second derivative of some forty operations; here it is one more backward of the kernel, one sum over
-    the activations and four passes: a third to a sixth of the time. Not for use inside `torch.func`, where calling a
-    `torch.autograd.Function` takes longer than this saves.
+    the activations and four passes: a third to a sixth of the time. It cannot be used inside `torch.func`: a
+    `torch.autograd.Function` that can be takes longer to call than this saves.
     """
-    return _Forward.apply(x, weight, bias)[0]  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    return _Forward.apply(x, weight, bias)  # pyright: ignore[reportReturnType]
 
 
 def _backward(slope: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor) -> Slopes:
@@ -31,18 +31,13 @@ def _backward(slope: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: T
 @final
 class _Forward(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Slopes:
-        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPS)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, weight, _ = inputs
-        _, mean, inverse = output
-        ctx.mark_non_differentiable(mean, inverse)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y, mean, inverse = torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, EPS)
         ctx.save_for_backward(x, weight, mean, inverse)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, slope: Tensor) -> Any:
         return _Backward.apply(slope, *ctx.saved_tensors)
 
 
@@ -53,13 +48,10 @@ class _Backward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(slope: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor) -> Slopes:
-        return _backward(slope, x, weight, mean, inverse)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        _, to_weight, to_bias = output
-        ctx.save_for_backward(*inputs, to_weight, to_bias)
+    def forward(ctx: Any, slope: Tensor, x: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor) -> Slopes:
+        found = _backward(slope, x, weight, mean, inverse)
+        ctx.save_for_backward(slope, x, weight, mean, inverse, *found[1:])
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
