@@ -116,7 +116,7 @@ METHODS = {
         _gradient(estimate={"kind": "implicit", "damping": 10.0}), published=_figures(99.2, 99.7, 94.5), scale=0.5
     ),
     "es-maml": Method(_gradient(estimate={"kind": "es", "pairs": 4, "sigma": 0.02})),
-    "anil": Method(_gradient(adapts=r"head\..*")),
+    "anil": Method(_gradient(adapts=r"head\..*"), published=_figures(None, None, 96.2)),
     "boil": Method(_gradient(adapts=r"encoder\..*")),
     "bitfit": Method(_gradient(adapts=r".*\.bias"), scale=10.0),
     "film": Method(_gradient(adapts=r"encoder\.norms\..*"), scale=10.0),
