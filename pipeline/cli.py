@@ -331,6 +331,10 @@ def _described(made) -> str:
     )
 
 
+INTERRUPTED = 130
+"""The code that typer ends with after Ctrl-C, without a word."""
+
+
 def main() -> None:
     """Run the command line; a fault in the user's input is one line and exit code 2, anything else a traceback and 1."""
     try:
@@ -338,9 +342,10 @@ def main() -> None:
     except InputError as error:
         print(f"metashard: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("metashard: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            print("metashard: interrupted", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -78,6 +78,19 @@ def test_embed_shows_progress_and_tells_what_there_is(tmp_path, glyphs_root, her
     assert "ridge" not in error_of(here("embed", "b", "features"))
 
 
+def test_ctrl_c_while_packing_says_so_and_the_same_command_goes_on(tmp_path, glyphs_root, here, monkeypatch):
+    images = glyphs_root.parent / "images"
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.prepare.pack", interrupted)
+        done = here("pack", images, "data", "--size", 16, "--rule", RULE)
+    assert done.returncode == 130 and done.stderr == "metashard: interrupted\n"
+    assert here("pack", images, "data", "--size", 16, "--rule", RULE).returncode == 0
+
+
 @pytest.mark.slow
 @pytest.mark.smoke
 def test_pack_train_evaluate_runs(tmp_path, glyphs_root):
