@@ -193,7 +193,9 @@ def claim(dest: Path, identity: str) -> None:
     """Make `dest` the place of a pack, or recognise that this one was begun there; `identity` tells packs apart."""
     _make_folder(dest)
     receipt = dest / _RECEIPT
-    if receipt.is_file():
+    # Where no tar is whole, as when the options were at fault, another pack may begin.
+    is_bare = all(path == receipt or path.match(".shard-*.part") for path in dest.iterdir())
+    if receipt.is_file() and not is_bare:
         try:
             known = json.loads(receipt.read_bytes())["identity"]
         except (ValueError, KeyError, TypeError):
@@ -202,7 +204,7 @@ def claim(dest: Path, identity: str) -> None:
             raise InputError(
                 f"{dest}: holds a pack of other images or options, or another encoder's; choose another place or delete it"
             )
-    elif any(dest.iterdir()):
+    elif not is_bare:
         raise InputError(f"{dest}: is not empty and holds no pack; choose another place")
     else:
         write_file(receipt, json.dumps({"identity": identity}).encode())

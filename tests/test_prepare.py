@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,18 @@ def test_a_torn_tar_is_written_again(images, tmp_path):
     whole.path(0).write_bytes(content[:3000])
     assert prepare.pack(images, tmp_path / "out", **FOLDER).fingerprint == whole.fingerprint
     assert whole.path(0).read_bytes() == content
+
+
+def test_after_options_that_were_at_fault_the_right_ones_go_to_the_same_place(images, tmp_path):
+    mixed = tmp_path / "mixed"
+    shutil.copytree(images, mixed)
+    last = max(path for path in mixed.rglob("*") if path.is_file())
+    image = Image.open(last)
+    image.convert("RGB" if image.mode == "L" else "L").save(last)
+    with pytest.raises(InputError, match="give --size and --channels"):
+        prepare.pack(str(mixed), tmp_path / "out", **FOLDER)
+    packed = prepare.pack(str(mixed), tmp_path / "out", **FOLDER, channels=3)
+    assert packed.shape(0)[2] == 3 and prepare.verify(tmp_path / "out") == []
 
 
 def test_dest_holds_one_pack(images, tmp_path):
