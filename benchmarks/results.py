@@ -113,7 +113,10 @@ METHODS = {
         published=_figures(95.4, 98.9, 88.1),
     ),
     "imaml": Method(
-        _gradient(estimate={"kind": "implicit", "damping": 10.0}), published=_figures(99.2, 99.7, 94.5), scale=0.5
+        # With less damping conjugate gradients do not converge on a network as curved as this.
+        _gradient(steps=8, estimate={"kind": "implicit", "damping": 100.0}),
+        published=_figures(99.2, 99.7, 94.5),
+        scale=0.08,
     ),
     "es-maml": Method(_gradient(estimate={"kind": "es", "pairs": 4, "sigma": 0.02})),
     "anil": Method(_gradient(adapts=r"head\..*"), published=_figures(None, None, 96.2)),
