@@ -50,6 +50,16 @@ def test_every_plan_gives_the_same_meta_gradient_in_float32(name):
     agree(make(name), plans, torch.float32, 1e-5, count=5)
 
 
+def test_plain_autograd_gives_what_transforms_give_in_half_precision_too(monkeypatch):
+    learner, episodes, found = make("maml").float(), [episode(n).to("cpu", torch.float32) for n in range(3)], []
+    for transforms in (False, True):
+        monkeypatch.setattr(type(learner), "transforms", transforms)
+        Engine(learner, LOOP, torch.bfloat16)(episodes).loss.backward()
+        found.append(gradient(learner))
+        learner.zero_grad()
+    assert relative(*found) < 0.05 and found[0].dtype == torch.float32
+
+
 def test_episodes_of_different_shape_share_a_step():
     learner = make("maml")
     episodes = [episode(n, shots=1 + n % 2, queries=2 + n % 3) for n in range(6)]
