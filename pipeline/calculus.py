@@ -57,7 +57,7 @@ def gradient(function: Callable[..., tuple[Tensor, A]], *at: Any) -> tuple[tuple
     leaves, structure = tree_flatten(own)
     with torch.enable_grad():
         value, others = function(*own)
-        found = torch.autograd.grad(value, leaves, create_graph=is_function, materialize_grads=True)
+        found = _back([value] if value.requires_grad else [], leaves, None, create_graph=is_function)
     if not is_function:
         others = tree_map(lambda other: other.detach() if isinstance(other, Tensor) else other, others)
     return tree_unflatten(found, structure), others
@@ -77,9 +77,16 @@ def pull(function: Callable[..., Any], *at: Any) -> Callable[..., tuple]:
         edges = [get_gradient_edge(value) if value.requires_grad else None for value in tree_leaves(function(*own))]
 
     def back(slopes: Any, *, retain_graph: bool = True) -> tuple:
-        ends = [(edge, slope) for edge, slope in zip(edges, tree_leaves(slopes), strict=True) if edge is not None]
-        outputs, arriving = zip(*ends, strict=True)
-        found = torch.autograd.grad(outputs, leaves, arriving, retain_graph=retain_graph, materialize_grads=True)
+        arriving = [slope for edge, slope in zip(edges, tree_leaves(slopes), strict=True) if edge is not None]
+        ends = [edge for edge in edges if edge is not None]
+        found = _back(ends, leaves, arriving, retain_graph=retain_graph)
         return tree_unflatten(found, structure)
 
     return back
+
+
+def _back(ends: Any, leaves: list[Tensor], slopes: list[Tensor] | None, **options: bool) -> Any:
+    """The gradients at the leaves of these tensors or edges of a graph; zeros where there is none that depends on them."""
+    if not ends:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    return torch.autograd.grad(ends, leaves, slopes, materialize_grads=True, **options)

@@ -70,7 +70,11 @@ def pack(
     claim(dest, packing.identity(shards, {**form, "name": data.name}))
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     jobs = [(dest, name, samples, form) for name, samples in zip(names, shards, strict=True)]
-    _each(_pack_shard, jobs, workers=workers, progress=progress)
+    try:
+        _each(_pack_shard, jobs, workers=workers, progress=progress)
+    except InputError:
+        _release(dest)
+        raise
     return merge(dest, fragments(dest, names, CLASS_FIELD), name=data.name, splits=chosen, origin=origin)
 
 
@@ -193,9 +197,7 @@ def claim(dest: Path, identity: str) -> None:
     """Make `dest` the place of a pack, or recognise that this one was begun there; `identity` tells packs apart."""
     _make_folder(dest)
     receipt = dest / _RECEIPT
-    # Where no tar is whole, as when the options were at fault, another pack may begin.
-    is_bare = all(path == receipt or path.match(".shard-*.part") for path in dest.iterdir())
-    if receipt.is_file() and not is_bare:
+    if receipt.is_file():
         try:
             known = json.loads(receipt.read_bytes())["identity"]
         except (ValueError, KeyError, TypeError):
@@ -204,10 +206,17 @@ def claim(dest: Path, identity: str) -> None:
             raise InputError(
                 f"{dest}: holds a pack of other images or options, or another encoder's; choose another place or delete it"
             )
-    elif not is_bare:
+    elif any(dest.iterdir()):
         raise InputError(f"{dest}: is not empty and holds no pack; choose another place")
     else:
         write_file(receipt, json.dumps({"identity": identity}).encode())
+
+
+def _release(dest: Path) -> None:
+    """Give back the place of a pack that failed before any of its tars was whole, so that other options can be tried there."""
+    receipt = dest / _RECEIPT
+    if list(dest.iterdir()) == [receipt]:
+        receipt.unlink()
 
 
 def _refuse_features(root: Path) -> None:

@@ -56,6 +56,17 @@ def test_the_same_tensor_known_from_elsewhere_is_a_constant_of_the_inner_gradien
 
 
 @pytest.mark.parametrize("what", WAYS)
+def test_where_nothing_depends_on_anything_gradients_are_zero(what):
+    """As a head that starts at zero in every episode does not depend on what was learned."""
+    at = torch.ones(2)
+    with around(what):
+        ((found,), _) = gradient(lambda at: (torch.zeros(()), ()), at)
+        with torch.no_grad():
+            (pulled,) = pull(lambda at: torch.zeros(3), at)(torch.ones(3))
+    assert found.tolist() == pulled.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("what", WAYS)
 def test_a_pull_carries_gradients_back_any_number_of_times(what):
     fast = {name: value.detach() for name, value in tree().items()}
     with around(what), torch.no_grad():

@@ -92,8 +92,17 @@ def members(sample: Sample, *, store: str, size: int | None, channels: int | Non
 def write_shard(path: Path, samples: Iterable[Sample], *, store: str, size: int | None, channels: int | None) -> None:
     """Write one tar as a whole: under a temporary name first. The same samples always give the same bytes."""
     temporary = path.with_name(f".{path.name}.part")
+    try:
+        _write(temporary, samples, store=store, size=size, channels=channels)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    os.replace(temporary, path)
+
+
+def _write(path: Path, samples: Iterable[Sample], *, store: str, size: int | None, channels: int | None) -> None:
     first: tuple[str, bytes] | None = None
-    with open(temporary, "wb") as file:
+    with open(path, "wb") as file:
         writer = TarWriter(
             file, encoder=False, compress=False, mtime=0, user="metashard", group="metashard", format="PAX_FORMAT"
         )
@@ -106,7 +115,6 @@ def write_shard(path: Path, samples: Iterable[Sample], *, store: str, size: int 
                 writer.write({"__key__": sample.key, **made})
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def identity(shards: Sequence[Sequence[Sample]], settings: Mapping[str, object]) -> str:

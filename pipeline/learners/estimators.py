@@ -156,7 +156,7 @@ def _stretches(steps: int, point: Point, linearise: Callable[[], object]) -> lis
         return [1] * steps
     with Ledger() as ledger:
         held = linearise()
-        graph = ledger.held
+        graph = max(1, ledger.held)
     del held
     weight = sum(value.nbytes for value in tree_leaves(point))
 

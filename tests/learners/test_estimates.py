@@ -11,7 +11,7 @@ from torch.func import functional_call
 from pipeline.episode import Outcome
 from pipeline.errors import InputError
 from pipeline.learners.estimators import Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
-from pipeline.learners.initials import Learned, Prototypes
+from pipeline.learners.initials import Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Procedure
 from pipeline.learners.learner import Mode
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
@@ -347,7 +347,7 @@ def test_walking_back_gives_the_gradient_of_unrolling(steps):
     assert relative(found[1], found[0]) < 1e-12
 
 
-@pytest.mark.parametrize("initial", [Learned, Prototypes])
+@pytest.mark.parametrize("initial", [Learned, Prototypes, Fresh])
 def test_a_head_adapts_on_features_that_are_computed_once(initial):
     """Support and query pass the encoder once (and for prototypes once more), however many steps; the gradient is the same."""
     found, passes = [], []
