@@ -433,8 +433,9 @@ class SupervisedConfig(Config):
     head: HeadConfig = LinearHeadConfig()
     samples: AtLeastTwo = 64
     """Images per part of a mini-batch; `meta.batch` parts make a step."""
-    window: PositiveInt = 4096
-    """Images of a lane that are shuffled, and held in memory as packed, at a time."""
+    window: PositiveInt | None = None
+    """Images of a lane that are shuffled, and held in memory as packed, at a time; null: as many as 256 MiB of the tars hold,
+    over all lanes. Too few know few classes, and training on them forgets the others."""
 
 
 class FilmConfig(EmbeddingConfig):

@@ -25,6 +25,9 @@ from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
+WINDOW_BYTES = 256 * 2**20
+"""What the windows of all lanes hold in memory at most, if nobody says otherwise."""
+
 
 class Window(NamedTuple):
     """A stretch of a lane's epoch: what is shuffled, and held in memory, together."""
@@ -48,7 +51,8 @@ class Stream:
 
     Labels number the split's classes; with `turns` every class counts four times, and each epoch draws one quarter turn for
     every sample. Part n belongs to lane n mod lanes. A lane passes over a group of shards that is dealt anew every epoch, and
-    shuffles what it reads in windows of `window` samples. It belongs to one thread.
+    shuffles what it reads in windows of `window` samples; None: as many as 256 MiB of the tars hold, over all lanes. Tars hold
+    blocks of one class, so that a window with few blocks knows few classes. It belongs to one thread.
     """
 
     def __init__(
@@ -61,10 +65,11 @@ class Stream:
         seed: int,
         turns: bool,
         lanes: int = 1,
-        window: int,
+        window: int | None,
     ):
         self.index, self.samples, self.batch, self.seed = index, samples, batch, seed
-        self.turns, self.lanes, self.window = QUARTER_TURNS if turns else 1, lanes, window
+        self.turns, self.lanes = QUARTER_TURNS if turns else 1, lanes
+        self.window = window or self._fitting()
         self.labels = np.full(len(index), -1, np.int32)
         for label, class_id in enumerate(classes_of(index, split)):
             self.labels[index.postings(int(class_id))] = label
@@ -88,6 +93,11 @@ class Stream:
                 f"data.lanes = {self.lanes} is more than meta.batch = {self.batch}, so that some lanes would never be read; "
                 "lower the one or raise the other"
             )
+
+    def _fitting(self) -> int:
+        """The samples of a lane's window when all lanes together may hold `WINDOW_BYTES`."""
+        bytes_of_a_sample = sum(shard.bytes for shard in self.index.shards) / len(self.index)
+        return max(1, int(WINDOW_BYTES / self.lanes / bytes_of_a_sample))
 
     @property
     def cost(self) -> int:

@@ -128,6 +128,16 @@ def test_a_window_mixes_classes_and_bounds_how_far_a_sample_moves(index):
     assert all(sorted(plain[i : i + 16]) == sorted(mixed[i : i + 16]) for i in range(0, TRAIN, 16))
 
 
+def test_a_window_of_its_own_choice_takes_what_fits_in_memory(index, monkeypatch):
+    """All of a small split at a time, so that no batch of an epoch knows other classes than the rest; else a share per lane."""
+    assert stream(index, window=None).window >= TRAIN
+    a_sample = sum(shard.bytes for shard in index.shards) / len(index)
+    monkeypatch.setattr("pipeline.data.stream.WINDOW_BYTES", 9.5 * a_sample)
+    assert [stream(index, window=None, lanes=lanes).window for lanes in (1, 2, 4)] == [9, 4, 2]
+    monkeypatch.setattr("pipeline.data.stream.WINDOW_BYTES", 1)
+    assert stream(index, window=None).window == 1
+
+
 @pytest.mark.parametrize("extension", ["png", "npy"])
 def test_what_is_read_is_what_was_drawn(tmp_path, extension):
     index = packed(tmp_path, extension=extension)
