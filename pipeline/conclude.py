@@ -26,6 +26,8 @@ from pipeline.spool import Spool
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")
 RESULT_FILE = "result.json"
+FLOOR_EPISODES = 100
+"""Of the test episodes, how many the untrained learner is measured on: where a run began need not be known as well as its end."""
 CURVE_EPISODES = 50
 PICTURE_EPISODE = 0
 
@@ -68,14 +70,17 @@ def _revision() -> str:
 
 
 def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearner) -> dict[str, Any]:
-    """Evaluate the best checkpoint and the untrained learner on the same test episodes, draw the pictures, keep it all."""
+    """Evaluate the best checkpoint on the test episodes and the untrained learner on the first of them, draw, keep it all."""
     best = checkpoint.best(run)
     subject = Subject(dump(config), str(best.absolute()), make_learner)
-    asked = {"split": config.data.test, "episodes": config.evaluate.episodes, "workers": config.workers.count}
+    asked = {"split": config.data.test, "workers": config.workers.count}
+    episodes = config.evaluate.episodes
     began = time.monotonic()
-    trained = evaluate.evaluate(subject, **asked)
+    trained = before = evaluate.evaluate(subject, episodes=episodes, **asked)
     # Without a meta-step both are the same learner.
-    before = evaluate.evaluate(subject._replace(checkpoint=""), **asked) if config.meta.steps else trained
+    if config.meta.steps:
+        untrained = subject._replace(checkpoint="")
+        before = evaluate.evaluate(untrained, episodes=min(episodes, FLOOR_EPISODES), **asked)
     result = {
         "test": trained.as_json(),
         "untrained": before.as_json(),
