@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left
 from collections.abc import Callable, Hashable
-from itertools import accumulate
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from pipeline.calculus import gradient, pull
 from pipeline.episode import Outcome, Params, with_gradient
-from pipeline.learners.unroll import InnerProblem, Point, advance, first, trajectory
-from pipeline.memory import Ledger
+from pipeline.learners.unroll import InnerProblem, advance, first, trajectory
+from pipeline.learners.walk_back import walked_back
 from pipeline.noise import Noise, Purpose
-
-KEPT_STEPS = 16
-"""Inner steps up to which the fast weights of every step are kept while they are walked back."""
 
 
 class Estimate(nn.Module, ABC):
@@ -91,7 +86,7 @@ class Unrolled(Estimate):
 
     def forward(self, problem: InnerProblem) -> Outcome:
         if self.recompute:
-            return _walked_back(problem)
+            return walked_back(problem)
         points = list(trajectory(problem, second_order=self.second_order))[1:]
         outcome = problem.query(problem.meta, points[-1], problem.steps)
         if not self.multi_step:
@@ -100,77 +95,6 @@ class Unrolled(Estimate):
         weighted = (torch.stack([*losses, outcome.loss]) * self.weights.to(outcome.loss.dtype)).sum()
         # The value stays the query loss after the last step (law 4).
         return outcome._replace(loss=outcome.loss.detach() + weighted - weighted.detach())
-
-
-def _walked_back(problem: InnerProblem) -> Outcome:
-    """Keep (fast weights, state) of the steps, then pull the query loss's gradient back through one step after another.
-
-    `torch.utils.checkpoint` cannot be used here: it does not work inside `torch.func`, and keeps more (docs/decisions.md).
-    """
-    meta = {name: value.detach() for name, value in problem.meta.items()}
-
-    def judged(meta: Params, fast: Params) -> tuple[Tensor, Outcome]:
-        outcome = problem.query(meta, fast, problem.steps)
-        return outcome.loss, outcome
-
-    def stretch(begin: int, end: int) -> Callable[[Params, Point], Point]:
-        """The steps `begin` … `end` - 1 as one function, through which a gradient can be pulled."""
-
-        def steps(meta: Params, point: Point) -> Point:
-            for step in range(begin, end):
-                point = advance(problem, meta, point, step, second_order=True)
-            return point
-
-        return steps
-
-    with torch.no_grad():
-        point = first(problem, meta)
-        begins = {0, *accumulate(_stretches(problem.steps, point, lambda: pull(stretch(0, 1), meta, point)))}
-        kept: list[tuple[int, Point]] = []
-        for step in range(problem.steps):
-            if step in begins:
-                kept.append((step, point))
-            point = advance(problem, meta, point, step, second_order=False)
-        (to_meta, to_fast), outcome = gradient(judged, meta, point.fast)
-        to_point = Point(to_fast, tree_map(torch.zeros_like, point.state))
-        end = problem.steps
-        del to_fast
-        while kept:
-            begin, point = kept.pop()
-            more, to_point = pull(stretch(begin, end), meta, point)(to_point, retain_graph=False)
-            to_meta, end = _plus(to_meta, 1.0, more), begin
-            del more
-        to_meta = _plus(to_meta, 1.0, pull(lambda m: first(problem, m), meta)(to_point)[0])
-    return outcome._replace(loss=with_gradient(outcome.loss, problem.meta, to_meta))
-
-
-def _stretches(steps: int, point: Point, linearise: Callable[[], object]) -> list[int]:
-    """How many steps to walk back at a time, first to last: points are kept where a stretch begins.
-
-    All of them in short loops. In long ones a stretch's graph stands beside the points kept before it: as those become fewer
-    on the way back, stretches may become longer, by as much as the bytes of a point make up for those of a step's graph: as
-    long as fit into the least room that is enough for all steps.
-    Either way every step is computed twice, once to keep its point and once with a graph.
-    """
-    if steps <= KEPT_STEPS:
-        return [1] * steps
-    with Ledger() as ledger:
-        held = linearise()
-        graph = max(1, ledger.held)
-    del held
-    weight = sum(value.nbytes for value in tree_leaves(point))
-
-    def within(room: int) -> list[int]:
-        """How long stretches may be in so many bytes: before the stretch of number n there are n points more than the first."""
-        return [length for number in range(steps) if (length := (room - number * weight) // graph) > 0]
-
-    least = bisect_left(range(steps * graph), True, lo=graph, key=lambda room: sum(within(room)) >= steps)
-    lengths = within(least)
-    # What is too many goes from the longest, the first.
-    while (excess := sum(lengths) - steps) > 0:
-        lengths[0] -= min(excess, lengths[0])
-        lengths = lengths[lengths[0] == 0 :]
-    return lengths
 
 
 @final
