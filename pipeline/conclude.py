@@ -17,11 +17,12 @@ from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
-from pipeline.evaluate import Subject, one_thread
+from pipeline.evaluate import Subject
 from pipeline.judging import ranged, score, shown
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
+from pipeline.side_by_side import one_thread
 from pipeline.spool import Spool
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")

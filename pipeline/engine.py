@@ -1,9 +1,10 @@
-"""How the episodes of a step are executed: one after another, several at once under `vmap`, or compiled; chosen by measuring."""
+"""How the episodes of a step are executed: in a loop, vmapped, compiled, side by side on several threads; chosen by measuring."""
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, NamedTuple, final
 
@@ -17,6 +18,7 @@ from pipeline.calculus import around
 from pipeline.episode import Batch, Episode, Outcome, Params, with_gradient
 from pipeline.learners.learner import Learner
 from pipeline.memory import peak_bytes
+from pipeline.side_by_side import SideBySide
 
 COMPILE_S = 900.0
 """Compiling takes one to twenty minutes: where the rest of a run takes less than this without, it is not tried."""
@@ -35,15 +37,20 @@ class Plan(NamedTuple):
 
     `loop`: one after another. `vmap`: a chunk at once. `compiled`: forward and backward of a chunk traced together and
     compiled by TorchInductor, so that what lies between convolutions is one kernel.
+
+    With `abreast` > 1 as many chunks are computed at the same time, each on a thread of its own: the operations of an episode
+    are often too small to be shared by threads. Otherwise a chunk has all threads of the process.
     """
 
     mode: Literal["loop", "vmap", "compiled"]
     chunk: int
     layout: Literal["last", "first"] = "last"
     """Where the channels lie in memory: channels-last or, "first", contiguous."""
+    abreast: int = 1
 
     def __str__(self) -> str:
-        return f"{self.mode} × {self.chunk}, channels {self.layout}"
+        abreast = f", {self.abreast} side by side" if self.abreast > 1 else ""
+        return f"{self.mode} × {self.chunk}{abreast}, channels {self.layout}"
 
 
 class Trial(NamedTuple):
@@ -61,21 +68,26 @@ def signature(episode: Episode) -> tuple:
 
 
 def chunks(episodes: Sequence[Episode], plan: Plan) -> list[list[Episode]]:
-    """The episodes in parts of at most `plan.chunk`, each of one signature."""
+    """The episodes in parts of one signature, each for one forward: at most `plan.chunk`, or all for chunks side by side."""
     ordered = sorted(episodes, key=signature)
     groups = [list(group) for _, group in groupby(ordered, key=signature)]
-    return [group[at : at + plan.chunk] for group in groups for at in range(0, len(group), plan.chunk)]
+    return groups if plan.abreast > 1 else [part for group in groups for part in _cut(group, plan.chunk)]
+
+
+def _cut(episodes: list[Episode], size: int) -> list[list[Episode]]:
+    return [episodes[at : at + size] for at in range(0, len(episodes), size)]
 
 
 @final
 class Engine(nn.Module):
-    """The module that DDP wraps: `forward` gives the sum of the outcomes of one chunk."""
+    """The module that DDP wraps: `forward` gives the sum of the outcomes of some episodes."""
 
     def __init__(self, learner: Learner, plan: Plan, autocast: torch.dtype | None = None):
         super().__init__()
         self.learner, self.plan, self.autocast = learner, plan, autocast
         self.is_traced = False
         self._compiled: dict[tuple, Callable[..., tuple[Params, Outcome]]] = {}
+        self._threads: dict[tuple, SideBySide[Learner]] = {}
         self.lay_out()
 
     def lay_out(self) -> None:
@@ -91,18 +103,47 @@ class Engine(nn.Module):
         """
         if not episodes:
             return Outcome(torch.stack([0 * p.sum() for p in _trained(self.learner).values()]).sum(), {}, {})
+        if self.plan.abreast > 1:
+            return self._abreast(episodes)
         # A part shorter than the others would need a compilation of its own.
         if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk:
-            return self._from_graph(episodes)
+            gradients, outcome = self._from_graph(episodes)
+            return outcome._replace(loss=with_gradient(outcome.loss, _trained(self.learner), gradients))
+        return self._outcome(self.learner, episodes)
+
+    def _outcome(self, learner: Learner, episodes: Sequence[Episode]) -> Outcome:
+        """The summed outcomes of a chunk, by the learner or a twin of it."""
         device = episodes[0].query.inputs.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             if self.plan.mode != "loop" and len(episodes) > 1:
-                return _together(self.learner, episodes)
-            with around("func" if self.is_traced or self.learner.transforms else "nothing"):
-                outcomes = [self.learner(episode) for episode in episodes]
+                return _together(learner, episodes)
+            with around("func" if self.is_traced or learner.transforms else "nothing"):
+                outcomes = [learner(episode) for episode in episodes]
         return _summed(tree_map(lambda *parts: torch.stack(parts), *outcomes))
 
-    def _from_graph(self, episodes: Sequence[Episode]) -> Outcome:
+    def _abreast(self, episodes: Sequence[Episode]) -> Outcome:
+        """As `forward`, chunks side by side. Who adds up what does not depend on which thread is the faster."""
+
+        def derived(learner: Learner, parts: Iterable[Sequence[Episode]]) -> tuple[Params, Outcome]:
+            sums = None
+            for part in parts:
+                outcome = self._outcome(learner, part)
+                trained = _trained(learner)
+                slopes = torch.autograd.grad(outcome.loss, list(trained.values()), materialize_grads=True)
+                found = dict(zip(trained, slopes, strict=True)), tree_map(torch.Tensor.detach, outcome)
+                sums = found if sums is None else tree_map(torch.add, sums, found)
+            assert sums is not None
+            return sums
+
+        tensors = (*self.learner.parameters(), *self.learner.buffers())
+        key = (self.learner.phase(), tuple(map(id, tensors)))
+        if key not in self._threads:
+            self._threads = {key: SideBySide(self.learner, self.plan.abreast)}
+        shares = self._threads[key].each(derived, _cut(list(episodes), self.plan.chunk))
+        gradients, outcome = tree_map(lambda *parts: torch.stack(parts).sum(0), *shares)
+        return outcome._replace(loss=with_gradient(outcome.loss, _trained(self.learner), gradients))
+
+    def _from_graph(self, episodes: Sequence[Episode]) -> tuple[Params, Outcome]:
         trained = _trained(self.learner)
         held = {**dict(self.learner.named_parameters()), **dict(self.learner.named_buffers())}
         parts = [(e.support, e.query, e.key) for e in episodes]
@@ -110,8 +151,7 @@ class Engine(nn.Module):
         key = (signature(episodes[0]), len(episodes), self.learner.phase())
         if key not in self._compiled:
             self._compiled[key] = self._compile(arguments, frozenset(trained), episodes[0].ways)
-        gradients, outcome = self._compiled[key](*arguments)
-        return outcome._replace(loss=with_gradient(outcome.loss, trained, gradients))
+        return self._compiled[key](*arguments)
 
     def _compile(self, arguments: tuple, trained: frozenset[str], ways: int) -> Callable[..., tuple[Params, Outcome]]:
         """Loss and gradient of a chunk as one graph; weights, buffers and episodes are its inputs."""
@@ -164,19 +204,34 @@ def _summed(stacked: Outcome) -> Outcome:
     return tree_map(total, stacked)
 
 
-def candidates(count: int, *, room: int, patient: bool) -> list[Plan]:
+def candidates(count: int, *, room: int, threads: int, patient: bool) -> list[Plan]:
     """The plans worth trying for `count` episodes a rank, of which `room` fit into memory at once.
 
-    `patient`: the run is long enough for compiling and for looking at more than two; a short run should start soon.
+    `threads` is how many chunks may be computed side by side. `patient`: the run is long enough for compiling and for looking
+    at more than a few; a short run should start soon.
     """
     sizes = sorted({size for size in (8, 16, count) if 1 < size <= min(count, room)})
-    quick = [Plan("loop", 1), *(Plan("vmap", size) for size in sizes[:1])]
+    plain = [Plan("loop", 1), *(Plan("vmap", size) for size in sizes)]
+    abreast = _side_by_side(count, room, threads)
+    # Side by side both are faster than not, wherever there is more than one thread.
+    quick = abreast or plain[:2]
     if not patient:
         return quick
+    late = [plan for plan in (*plain, Plan("loop", 1, "first")) if plan not in quick]
+    late += [plan._replace(layout="first") for plan in abreast[:1]]
     # The parts of a step should be equal: a shorter one would run uncompiled.
     whole = [size for size in sizes if count % size == 0]
-    late = [Plan("loop", 1, "first"), *(Plan("vmap", size) for size in sizes[1:])]
     return [*quick, *late, Plan("compiled", 1), *(Plan("compiled", size) for size in whole[:1])]
+
+
+def _side_by_side(count: int, room: int, threads: int) -> list[Plan]:
+    """Episodes, and chunks of up to eight under `vmap`, side by side; none where there is one thread, or room for one."""
+    abreast = min(threads, count, room)
+    if abreast < 2:
+        return []
+    size = min(8, count // 2, room // 2)
+    chunked = [Plan("vmap", size, abreast=min(threads, count // size, room // size))] if size > 1 else []
+    return [Plan("loop", 1, abreast=abreast), *chunked]
 
 
 def measure(
@@ -194,12 +249,14 @@ def measure(
     """
     taken = peak_bytes(lambda: _pass(Engine(learner, Plan("loop", 1), autocast), episodes[:1]))
     room = memory // max(1, taken)
-    engines = {plan: Engine(learner, plan, autocast) for plan in candidates(len(episodes), room=room, patient=False)}
+    # A GPU is kept busy by one thread.
+    threads = 1 if episodes[0].query.inputs.is_cuda else torch.get_num_threads()
+    tried = functools.partial(candidates, len(episodes), room=room, threads=threads)
+    engines = {plan: Engine(learner, plan, autocast) for plan in tried(patient=False)}
     trials = [_try(engine, episodes) for engine in engines.values()]
     is_long = min(trial.seconds for trial in trials) * steps > COMPILE_S
     if is_long:
-        patient = candidates(len(episodes), room=room, patient=True)
-        late = {plan: Engine(learner, plan, autocast) for plan in patient if plan not in engines}
+        late = {plan: Engine(learner, plan, autocast) for plan in tried(patient=True) if plan not in engines}
         engines |= late
         trials += [_try(engine, episodes) for engine in late.values()]
     trials.sort(key=lambda trial: trial.seconds)

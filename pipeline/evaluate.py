@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,6 +28,7 @@ from pipeline.learners.learner import Learner, Mode
 from pipeline.models.features import Features
 from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
+from pipeline.side_by_side import SideBySide, one_thread
 from pipeline.start import started
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
@@ -111,7 +111,7 @@ def _scores(judgements: Sequence[Judgement]) -> dict[str, Score]:
 def measure(
     subject: Subject, *, split: str, episodes: int, workers: int, modes: Sequence[Mode] = MODES
 ) -> tuple[Restored, list[dict[Mode, Judgement]]]:
-    """What the learner did on each frozen episode, in their order; in this process, or spread over `workers` Ray tasks.
+    """What the learner did on each frozen episode, in their order; on the threads of this process, or in `workers` Ray tasks.
 
     Every episode is judged alone, on one thread.
 
@@ -238,20 +238,17 @@ def _judged(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner.to(device)
     bring = build.place(config, device)
-    episodes = frozen(build.sampler(config, index, split), build.reader(config, index, channels), numbers)
-    with one_thread():
+
+    def judge(learner: Learner, numbers: Iterable[int]) -> list[tuple[int, dict[Mode, Judgement]]]:
+        episodes = frozen(build.sampler(config, index, split), build.reader(config, index, channels), numbers)
         return list(judged(learner, episodes, modes=modes, place=bring))
 
-
-@contextmanager
-def one_thread():
-    """One torch thread: the thread count changes the last bits, and results must not depend on the number of workers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    threads = 1 if device.type == "cuda" else min(torch.get_num_threads(), len(numbers))
+    if threads > 1:
+        return [row for rows in SideBySide(learner, threads).each(judge, numbers) for row in rows]
+    # The thread count changes the last bits, and results must not depend on the number of workers.
+    with one_thread():
+        return judge(learner, numbers)
 
 
 def find(target: Path, runs: Path) -> Path:

@@ -577,6 +577,8 @@ class EngineConfig(Config):
     """Episodes per vmapped or compiled forward; not read in mode auto or loop."""
     layout: Literal["last", "first"] = "last"
     """Where the channels of images and weights lie in memory; not read in mode auto."""
+    abreast: PositiveInt = 1
+    """Chunks computed at the same time, each on a thread of its own; not read in mode auto or compiled."""
     memory_mib: PositiveInt | None = None
     """What the tensors of a worker may take when auto chooses; none: half of what is free, shared by the workers of a machine."""
     tf32: bool = False

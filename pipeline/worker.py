@@ -157,7 +157,11 @@ def _plan(
     if config.meta.steps == 0:
         plan = Plan("loop", 1)
     elif chosen.mode != "auto":
-        plan = Plan(chosen.mode, 1 if chosen.mode == "loop" else chosen.chunk, chosen.layout)
+        chunk, abreast = (
+            1 if chosen.mode == "loop" else chosen.chunk,
+            1 if chosen.mode == "compiled" else chosen.abreast,
+        )
+        plan = Plan(chosen.mode, chunk, chosen.layout, abreast)
     else:
         plan = None
         if ranks.rank() == 0:

@@ -36,9 +36,36 @@ def agree(learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound
         assert relative(found, expected) < bound, plan
 
 
-def test_chunks_under_vmap_give_the_meta_gradient_of_a_loop(learner):
-    """Three episodes in chunks of two."""
-    agree(learner, [Plan("vmap", 2)], torch.float64, 1e-10, count=3)
+def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
+    """Three episodes: in chunks of two; on two threads; on two threads of a chunk each."""
+    plans = [Plan("vmap", 2), Plan("loop", 1, abreast=2), Plan("vmap", 2, abreast=2)]
+    agree(learner, plans, torch.float64, 1e-10, count=3)
+
+
+def test_what_is_computed_side_by_side_does_not_depend_on_which_thread_is_faster():
+    learner, episodes = make("maml").float(), [episode(n).to("cpu", torch.float32) for n in range(5)]
+    found = {run(learner, Plan("loop", 1, abreast=3), episodes)[1].numpy().tobytes() for _ in range(5)}
+    assert len(found) == 1
+
+
+def test_threads_side_by_side_follow_the_learner():
+    """Values set for a meta-step, in place or as attributes, and tensors that are replaced."""
+    learner, episodes = make("maml++"), [episode(n) for n in range(3)]
+    plans = [LOOP, Plan("loop", 1, abreast=2)]
+    engines = [Engine(learner, plan) for plan in plans]
+    for step in (0, 1, 10_000):
+        learner.begin(step)
+        found = []
+        for engine in engines:
+            for part in chunks(episodes, engine.plan):
+                engine(part).loss.backward()
+            found.append(gradient(learner))
+            learner.zero_grad()
+        assert relative(*found) < 1e-10
+        if step:
+            name, buffer = next((n, b) for n, b in learner.named_buffers() if b.is_floating_point())
+            at = learner.get_submodule(name.rpartition(".")[0])
+            setattr(at, name.rpartition(".")[2], 2 * buffer)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +73,7 @@ def test_chunks_under_vmap_give_the_meta_gradient_of_a_loop(learner):
 )
 def test_every_plan_gives_the_same_meta_gradient_in_float32(name):
     """The slow lane asks all learners."""
-    plans = [Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5)]
+    plans = [Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5), Plan("loop", 1, abreast=2)]
     agree(make(name), plans, torch.float32, 1e-5, count=5)
 
 
@@ -85,26 +112,50 @@ def test_no_episodes_give_a_zero_that_reaches_every_parameter(learner):
     assert outcome.loss.item() == 0 and all((p.grad == 0).all() for p in learner.parameters() if p.requires_grad)
 
 
-def test_measuring_leaves_no_gradient_and_gives_plans_the_fastest_first():
+@pytest.mark.parametrize("count,tried", [(1, {"loop × 1", "vmap × 3"}), (2, {"loop × 1, 2 side by side"})])
+def test_measuring_leaves_no_gradient_and_gives_plans_the_fastest_first(threads, count, tried):
+    threads(count)
     learner = make("maml")
     trials = measure(learner, [episode(n) for n in range(3)])
-    assert {trial.plan for trial in trials} == {Plan("loop", 1), Plan("vmap", 3)}
+    assert {str(trial.plan) for trial in trials} == {f"{plan}, channels last" for plan in tried}
     assert [trial.seconds for trial in trials] == sorted(trial.seconds for trial in trials)
     assert all(p.grad is None for p in learner.parameters())
 
 
 def test_what_does_not_fit_the_memory_budget_is_not_tried():
     trials = measure(make("maml"), [episode(n) for n in range(3)], memory=1)
-    assert {trial.plan.mode for trial in trials} == {"loop"}
+    assert {trial.plan for trial in trials} == {LOOP}
 
 
 def test_compiling_is_tried_for_long_runs_alone():
-    modes = [{plan.mode for plan in candidates(8, room=100, patient=patient)} for patient in (False, True)]
+    asked = {"room": 100, "threads": 1}
+    modes = [{plan.mode for plan in candidates(8, **asked, patient=patient)} for patient in (False, True)]
     assert modes == [{"loop", "vmap"}, {"loop", "vmap", "compiled"}]
-    assert candidates(16, room=100, patient=False) == [Plan("loop", 1), Plan("vmap", 8)]
+    assert candidates(16, **asked, patient=False) == [Plan("loop", 1), Plan("vmap", 8)]
     assert {Plan("compiled", 8), Plan("vmap", 16), Plan("loop", 1, "first")} <= set(
-        candidates(16, room=100, patient=True)
+        candidates(16, **asked, patient=True)
     )
+
+
+@pytest.mark.parametrize(
+    "count,room,threads,quick",
+    [
+        (32, 100, 2, [(1, 2), (8, 2)]),
+        (32, 100, 64, [(1, 32), (8, 4)]),
+        (4, 100, 2, [(1, 2), (2, 2)]),
+        (3, 100, 2, [(1, 2)]),
+        (32, 5, 8, [(1, 5), (2, 2)]),
+        (32, 1, 8, [(1, 1)]),
+        (1, 100, 8, [(1, 1)]),
+    ],
+)
+def test_side_by_side_are_as_many_as_threads_episodes_and_memory_allow(count, room, threads, quick):
+    """(chunk, abreast) of what a short run tries; a long one tries more, and no more at once than there is room for."""
+    plans = candidates(count, room=room, threads=threads, patient=False)
+    assert [(plan.chunk, plan.abreast) for plan in plans] == quick
+    more = candidates(count, room=room, threads=threads, patient=True)
+    assert more[: len(plans)] == plans and len(set(more)) == len(more) and {LOOP, Plan("compiled", 1)} <= set(more)
+    assert all(plan.chunk * plan.abreast <= min(count, room) for plan in more)
 
 
 def test_the_best_plans_of_a_long_run_are_timed_again_before_one_is_chosen(monkeypatch):

@@ -41,9 +41,12 @@ def test_interval_is_196_standard_errors():
     assert found.mean == 0.5 and found.interval == pytest.approx(1.96 * math.sqrt(1 / 3) / 2)
 
 
-def test_evaluation_is_repeatable_and_above_the_untrained_floor(run):
-    subject = evaluate.subject_of(checkpoint.best(run))
-    first, again = (evaluate.evaluate(subject, split="test", episodes=60, workers=1) for _ in range(2))
+def test_evaluation_is_repeatable_on_any_number_of_threads_and_above_the_untrained_floor(run, threads):
+    subject, found = evaluate.subject_of(checkpoint.best(run)), []
+    for count in (1, 3):
+        threads(count)
+        found.append(evaluate.evaluate(subject, split="test", episodes=60, workers=1))
+    first, again = found
     floor = evaluate.evaluate(subject._replace(checkpoint=""), split="test", episodes=60, workers=1)
     assert first == again and set(first.scores) == set(Mode)
     assert first.scores[Mode.INDUCTIVE]["accuracy"].mean > floor.scores[Mode.INDUCTIVE]["accuracy"].mean

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    0: {"calculus", "episode", "noise", "tensor_noise", "errors", "memory"},
+    0: {"calculus", "episode", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
     1: {"data", "models", "tasks"},
     2: {"learners"},
     3: {"engine", "loop", "checkpoint", "judging", "ranks", "spool", "shipment", "tracking", "pictures"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -141,7 +141,7 @@ class Loader(Generic[Drawn]):
         return self.reader.episode(self.sampler.draw(step, number))._replace(key=torch.tensor(word >> 32))
 
 
-def frozen(sampler: Sampler, reader: Reader, numbers: Sequence[int]):
+def frozen(sampler: Sampler, reader: Reader, numbers: Iterable[int]):
     """Yield (number, episode) of the fixed evaluation episodes: those of step 0 of the sampler's own seed."""
     for number in numbers:
         yield number, reader.episode(sampler.draw(0, number))
