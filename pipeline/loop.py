@@ -86,7 +86,7 @@ class StepSums(NamedTuple):
     metrics: dict[str, Tensor]
     statistics: dict[str, tuple[Tensor, Tensor]]
     inner_s: float
-    """Forward: inner loops and queries; all of it in a compiled plan."""
+    """Forward: inner loops and queries; all of it in a compiled plan and side by side."""
     outer_s: float
     """Backward, with what of the all-reduce it could not hide."""
 
