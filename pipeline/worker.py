@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import torch
 from torch.optim import Optimizer
+from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
 from pipeline import build, checkpoint, ranks
 from pipeline.build import MakeLearner
@@ -294,7 +295,8 @@ def _traced(job: Job, config: RunConfig, told: Spool | None, step: int) -> Itera
     if told is None or step != config.engine.profile_at or step == 0:
         yield
         return
-    with torch.profiler.profile() as profile:
+    # Chunks side by side are computed by threads that the profiler otherwise does not look at.
+    with torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as profile:
         yield
     path = job.folder / f"trace-step-{step:08d}.json"
     profile.export_chrome_trace(str(path))

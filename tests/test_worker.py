@@ -54,10 +54,16 @@ def test_another_model_is_another_plan(tmp_path, glyphs_root, measured):
     assert len(list((tmp_path / "plans").glob("*.json"))) == 2
 
 
-def test_a_meta_step_is_traced_on_request(tmp_path, glyphs_root):
-    config = small_config(glyphs_root, tmp_path, engine={"profile_at": 2}, meta={"steps": 3})
+@pytest.mark.parametrize("abreast", [1, 2])
+def test_a_meta_step_is_traced_on_request(tmp_path, glyphs_root, abreast):
+    engine = {"profile_at": 2, "mode": "loop", "abreast": abreast}
+    config = small_config(glyphs_root, tmp_path, engine=engine, meta={"steps": 3})
     work_here(dump(config), str(tmp_path / "run"))
     (trace,) = (tmp_path / "run").glob("trace-*.json")
-    assert trace.name == "trace-step-00000002.json" and json.loads(trace.read_text())["traceEvents"]
+    assert trace.name == "trace-step-00000002.json"
+    convolving = {
+        e["tid"] for e in json.loads(trace.read_text())["traceEvents"] if e.get("name") == "aten::convolution"
+    }
+    assert len(convolving) == abreast
     told = [record for _, record in spool.records(tmp_path / "run") if record["kind"] == "artifact"]
     assert any("trace-step-00000002.json" in json.dumps(record) for record in told)
