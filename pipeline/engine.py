@@ -80,12 +80,14 @@ def _cut(episodes: list[Episode], size: int) -> list[list[Episode]]:
 
 @final
 class Engine(nn.Module):
-    """The module that DDP wraps: `forward` gives the sum of the outcomes of some episodes."""
+    """The module that DDP wraps: `forward` gives the sum of the outcomes of some episodes.
 
-    def __init__(self, learner: Learner, plan: Plan, autocast: torch.dtype | None = None):
+    `is_traced`: what it computes is recorded as a graph, inside transforms of `torch.func`.
+    """
+
+    def __init__(self, learner: Learner, plan: Plan, autocast: torch.dtype | None = None, *, is_traced: bool = False):
         super().__init__()
-        self.learner, self.plan, self.autocast = learner, plan, autocast
-        self.is_traced = False
+        self.learner, self.plan, self.autocast, self.is_traced = learner, plan, autocast, is_traced
         self._compiled: dict[tuple, Callable[..., tuple[Params, Outcome]]] = {}
         self._threads: dict[tuple, SideBySide[Learner]] = {}
         self.lay_out()
@@ -108,9 +110,7 @@ class Engine(nn.Module):
         # A part shorter than the others would need a compilation of its own.
         if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk:
             gradients, outcome = self._from_graph(episodes)
-            trained = _trained(self.learner)
-            slopes = [gradients[name] for name in trained]
-            return outcome._replace(loss=_derived(outcome.loss, slopes, list(trained.values())))
+            return self._derived(outcome, [gradients[name] for name in _trained(self.learner)])
         return self._outcome(self.learner, episodes)
 
     def _outcome(self, learner: Learner, episodes: Sequence[Episode]) -> Outcome:
@@ -126,7 +126,7 @@ class Engine(nn.Module):
     def _abreast(self, episodes: Sequence[Episode]) -> Outcome:
         """As `forward`, chunks side by side. Who adds up what does not depend on which thread is the faster."""
 
-        def derived(learner: Learner, parts: Iterable[Sequence[Episode]]) -> tuple[list[Tensor], Outcome]:
+        def work(learner: Learner, parts: Iterable[Sequence[Episode]]) -> tuple[list[Tensor], Outcome]:
             trained, slopes, outcomes = list(_trained(learner).values()), [], []
             for part in parts:
                 outcome = self._outcome(learner, part)
@@ -139,10 +139,14 @@ class Engine(nn.Module):
         key = (self.learner.phase(), tuple(map(id, tensors)))
         if key not in self._threads:
             self._threads = {key: SideBySide(self.learner, self.plan.abreast)}
-        shares = self._threads[key].each(derived, _cut(list(episodes), self.plan.chunk))
+        shares = self._threads[key].each(work, _cut(list(episodes), self.plan.chunk))
         slopes = functools.reduce(lambda sums, more: list(map(torch.add, sums, more)), [own for own, _ in shares])
-        outcome = _added([outcome for _, outcome in shares])
-        return outcome._replace(loss=_derived(outcome.loss, slopes, list(_trained(self.learner).values())))
+        return self._derived(_added([outcome for _, outcome in shares]), slopes)
+
+    def _derived(self, outcome: Outcome, slopes: list[Tensor]) -> Outcome:
+        """The outcome with a loss that has these gradients at what is trained."""
+        loss = _Derived.apply(outcome.loss, slopes, *_trained(self.learner).values())
+        return outcome._replace(loss=loss)
 
     def _from_graph(self, episodes: Sequence[Episode]) -> tuple[Params, Outcome]:
         trained = _trained(self.learner)
@@ -157,8 +161,7 @@ class Engine(nn.Module):
     def _compile(self, arguments: tuple, trained: frozenset[str], ways: int) -> Callable[..., tuple[Params, Outcome]]:
         """Loss and gradient of a chunk as one graph; weights, buffers and episodes are its inputs."""
         plan = self.plan._replace(mode="vmap" if self.plan.chunk > 1 else "loop")
-        plain = Engine(self.learner, plan, self.autocast)
-        plain.is_traced = True
+        plain = Engine(self.learner, plan, self.autocast, is_traced=True)
 
         def loss(wanted: Params, others: Params, parts: list[Part]) -> tuple[Tensor, Outcome]:
             lent = {f"learner.{name}": value for name, value in {**wanted, **others}.items()}
@@ -214,10 +217,6 @@ class _Derived(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, scale: Tensor) -> Any:
         return None, None, *(scale * slope for slope in ctx.slopes)
-
-
-def _derived(value: Tensor, slopes: list[Tensor], trained: list[Tensor]) -> Tensor:
-    return _Derived.apply(value, slopes, *trained)  # pyright: ignore[reportReturnType]
 
 
 def _summed(stacked: Outcome) -> Outcome:
