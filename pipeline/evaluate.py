@@ -28,7 +28,7 @@ from pipeline.learners.learner import Learner, Mode
 from pipeline.models.features import Features
 from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
-from pipeline.side_by_side import SideBySide, one_thread
+from pipeline.side_by_side import on_all_threads
 from pipeline.start import started
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
@@ -243,12 +243,7 @@ def _judged(
         episodes = frozen(build.sampler(config, index, split), build.reader(config, index, channels), numbers)
         return list(judged(learner, episodes, modes=modes, place=bring))
 
-    threads = 1 if device.type == "cuda" else min(torch.get_num_threads(), len(numbers))
-    if threads > 1:
-        return [row for rows in SideBySide(learner, threads).each(judge, numbers) for row in rows]
-    # The thread count changes the last bits, and results must not depend on the number of workers.
-    with one_thread():
-        return judge(learner, numbers)
+    return on_all_threads(learner, judge, numbers)
 
 
 def find(target: Path, runs: Path) -> Path:

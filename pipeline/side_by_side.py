@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Generic, TypeVar
@@ -76,3 +76,18 @@ class SideBySide(Generic[Module]):
 
 class _Ended(Exception):
     """Another thread has failed: what this one does is of no use any more."""
+
+
+def on_all_threads(
+    module: Module, work: Callable[[Module, Iterable[Item]], list[Result]], items: Sequence[Item]
+) -> list[Result]:
+    """`work(module, items)`, its results in any order: every thread of this process has a share, and one torch thread for it.
+
+    What becomes of an item does not depend on how many threads there are. A GPU is kept busy by one.
+    """
+    on_gpu = any(tensor.is_cuda for tensor in (*module.parameters(), *module.buffers()))
+    threads = 1 if on_gpu else min(torch.get_num_threads(), len(items))
+    if threads > 1:
+        return [result for results in SideBySide(module, threads).each(work, items) for result in results]
+    with one_thread():
+        return work(module, items)

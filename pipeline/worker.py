@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.judging import Place, Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.schema import RunConfig
+from pipeline.side_by_side import on_all_threads
 from pipeline.spool import Spool
 from pipeline.start import started
 from pipeline.teacher import taught
@@ -226,10 +227,14 @@ def _memory(config: RunConfig, episode: Episode) -> int:
 def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.device) -> Score:
     """The headline metric on the frozen validation episodes, shared out over the ranks."""
     count, mode = config.validation.episodes, Mode(config.evaluate.mode)
-    numbers = range(ranks.rank(), count, ranks.world())
-    episodes = frozen(build.sampler(config, index, config.data.validation), build.reader(config, index), numbers)
     bring, headline = build.place(config, device), learner.task.headline
-    own = ((number, judge(learner, bring(episode), mode=mode)[headline]) for number, episode in episodes)
+
+    def judged(learner: Learner, numbers: Iterable[int]) -> list[tuple[int, float]]:
+        sampler, reader = build.sampler(config, index, config.data.validation), build.reader(config, index)
+        episodes = frozen(sampler, reader, numbers)
+        return [(number, judge(learner, bring(episode), mode=mode)[headline]) for number, episode in episodes]
+
+    own = on_all_threads(learner, judged, range(ranks.rank(), count, ranks.world()))
     return shared_score(own, count, device)
 
 

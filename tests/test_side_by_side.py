@@ -2,13 +2,13 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pytest
 import torch
 from torch import nn
 
-from pipeline.side_by_side import SideBySide, one_thread, twins
+from pipeline.side_by_side import SideBySide, on_all_threads, one_thread, twins
 
 
 def test_twins_share_tensors_and_nothing_else():
@@ -59,3 +59,19 @@ def test_one_thread_is_put_back_after_an_error():
         assert torch.get_num_threads() == 1
         raise ValueError
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("count,items,modules", [(1, 5, 1), (3, 5, 3), (3, 2, 2), (3, 0, 1)])
+def test_all_threads_of_the_process_are_used_with_one_torch_thread_each(threads, count, items, modules):
+    threads(count)
+    used, counts = set(), set()
+
+    def work(module: nn.Module, share: Iterable[int]) -> list[int]:
+        used.add(module)
+        counts.add(torch.get_num_threads())
+        return [item + int(module.weight.item()) for item in share]
+
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, 10)
+    assert sorted(on_all_threads(module, work, range(items))) == [10 + item for item in range(items)]
+    assert len(used) == modules and counts == {1} and torch.get_num_threads() == count
