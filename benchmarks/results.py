@@ -102,7 +102,7 @@ METHODS = {
     "supervised-cosine": Method({"kind": "supervised", "head": {"kind": "cosine"}}, meta=SUPERVISED),
     "self-distilled": Method({"kind": "supervised"}, meta=SUPERVISED, teacher="supervised"),
     "fine-tune": Method(_tuned(), meta=UNTRAINED, start="supervised", mini=(42.1, 62.5)),
-    # With kept norm statistics whole networks diverge at the others' rate; this one is the best of five on validation classes.
+    # With kept norm statistics whole networks diverge at the others' rate; chosen on validation classes (docs/results.md).
     "fine-tune-all": Method(_tuned(adapts=".*", steps=20), meta=UNTRAINED, start="supervised", scale=0.1),
     "baseline++": Method(
         _tuned(adapts=r"head\.weight", head={"kind": "cosine"}),
