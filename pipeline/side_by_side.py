@@ -45,7 +45,7 @@ class SideBySide(Generic[Module]):
 
     def __init__(self, module: Module, count: int):
         self.twins = twins(module, count)
-        self._pool = ThreadPoolExecutor(count, "side-by-side", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(count, "side-by-side")
 
     def each(self, work: Callable[[Module, Iterator[Item]], Result], items: Sequence[Item]) -> list[Result]:
         """`work(twin, share)` for every thread's share of the items, every so many-th of them, in the order of the threads.
@@ -60,8 +60,13 @@ class SideBySide(Generic[Module]):
                     raise _Ended
                 yield item
 
+        def alone(number: int) -> Result:
+            # Here and not where the pool starts a thread: one that came too late would leave the whole process with one.
+            torch.set_num_threads(1)
+            return work(self.twins[number], share(number))
+
         with one_thread():
-            futures = [self._pool.submit(work, self.twins[number], share(number)) for number in range(count)]
+            futures = [self._pool.submit(alone, number) for number in range(count)]
             try:
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:

@@ -159,10 +159,8 @@ def _plan(
     if config.meta.steps == 0:
         plan = Plan("loop", 1)
     elif chosen.mode != "auto":
-        chunk, abreast = (
-            1 if chosen.mode == "loop" else chosen.chunk,
-            1 if chosen.mode == "compiled" else chosen.abreast,
-        )
+        chunk = 1 if chosen.mode == "loop" else chosen.chunk
+        abreast = 1 if chosen.mode == "compiled" else chosen.abreast
         plan = Plan(chosen.mode, chunk, chosen.layout, abreast)
     else:
         plan = None

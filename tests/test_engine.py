@@ -26,7 +26,7 @@ def run(learner: torch.nn.Module, plan: Plan, episodes) -> tuple[float, torch.Te
 
 
 def agree(learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound: float, *, count: int) -> None:
-    """Whether all plans give the loss and the gradient of a loop over the same episodes in the other order."""
+    """Assert that all plans give the loss and the gradient of a loop over the same episodes in the other order."""
     learner.to(dtype)
     episodes = [episode(n).to("cpu", dtype) for n in range(count)]
     loss, expected, _ = run(learner, LOOP, episodes)

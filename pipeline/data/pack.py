@@ -44,7 +44,7 @@ def plan(source: Source, *, shard_bytes: int, sample_bytes: float, block: int = 
     """Deal the samples to tars of about `shard_bytes`, each sample taking `sample_bytes` on average.
 
     Samples stay together in blocks of one class, at most `block` of them in key order, and the blocks are shuffled by
-    `seed`: reading a block is one range, while a plain stream still mixes classes.
+    `seed`: reading a block is one range, and a window of many blocks mixes classes.
     """
     ordered = sorted(source.samples, key=lambda sample: (sample.label, sample.key))
     blocks: list[list[Sample]] = []
