@@ -53,6 +53,10 @@ class Plan(NamedTuple):
         return f"{self.mode} × {self.chunk}{abreast}, channels {self.layout}"
 
 
+LOOP = Plan("loop", 1)
+"""The plan that always works: an error of it is one of the learner."""
+
+
 class Trial(NamedTuple):
     """What measuring a plan gave: seconds per meta-step on these episodes, or why there are none."""
 
@@ -276,6 +280,10 @@ def measure(
     tried = functools.partial(candidates, len(episodes), room=room, threads=threads)
     engines = {plan: Engine(learner, plan, autocast) for plan in tried(patient=False)}
     trials = [_try(engine, episodes) for engine in engines.values()]
+    if all(trial.reason for trial in trials):
+        # As where a learner of one's own cannot be copied for other threads. What is wrong with it itself is raised here.
+        engines[LOOP] = Engine(learner, LOOP, autocast)
+        trials.append(_try(engines[LOOP], episodes))
     is_long = min(trial.seconds for trial in trials) * steps > COMPILE_S
     if is_long:
         late = {plan: Engine(learner, plan, autocast) for plan in tried(patient=True) if plan not in engines}
@@ -297,7 +305,7 @@ def _try(engine: Engine, episodes: Sequence[Episode]) -> Trial:
         return Trial(engine.plan, _time(engine, episodes))
     except Exception as error:
         # No compiler on this machine, a graph it cannot take, too little memory: the other plans remain.
-        if engine.plan.mode == "loop":
+        if engine.plan == LOOP:
             raise
         return Trial(engine.plan, float("inf"), f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
     finally:

@@ -93,6 +93,11 @@ def on_all_threads(
     on_gpu = any(tensor.is_cuda for tensor in (*module.parameters(), *module.buffers()))
     threads = 1 if on_gpu else min(torch.get_num_threads(), len(items))
     if threads > 1:
-        return [result for results in SideBySide(module, threads).each(work, items) for result in results]
+        try:
+            side = SideBySide(module, threads)
+        except (TypeError, RuntimeError):
+            pass  # It cannot be copied, as with a lock or a tensor that was computed: one thread gives the same, later.
+        else:
+            return [result for results in side.each(work, items) for result in results]
     with one_thread():
         return work(module, items)

@@ -1,6 +1,7 @@
 """Law 2 in one process: loop = vmap = chunked in any order, for all learners, on conv4 with norm."""
 
 import shutil
+import threading
 
 import pytest
 import torch
@@ -120,6 +121,23 @@ def test_measuring_leaves_no_gradient_and_gives_plans_the_fastest_first(threads,
     assert {str(trial.plan) for trial in trials} == {f"{plan}, channels last" for plan in tried}
     assert [trial.seconds for trial in trials] == sorted(trial.seconds for trial in trials)
     assert all(p.grad is None for p in learner.parameters())
+
+
+def test_a_learner_that_cannot_be_copied_for_other_threads_runs_in_a_loop(threads):
+    threads(2)
+    learner = make("maml")
+    learner.handle = threading.Lock()
+    best, *others = measure(learner, [episode(n) for n in range(4)])
+    assert best.plan == LOOP and {plan.abreast for plan, *_ in others} == {2}
+    assert all("pickle" in trial.reason for trial in others)
+
+
+def test_an_error_of_the_learner_itself_is_raised(threads, monkeypatch):
+    threads(2)
+    learner = make("maml")
+    monkeypatch.setattr(type(learner), "forward", lambda self, one: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        measure(learner, [episode(n) for n in range(4)])
 
 
 def test_what_does_not_fit_the_memory_budget_is_not_tried():

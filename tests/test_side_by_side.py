@@ -53,6 +53,14 @@ def test_an_error_of_one_thread_ends_the_others_at_their_next_item(error):
     assert len(seen) < 10 and torch.get_num_threads() == before
 
 
+@pytest.mark.parametrize("held", [threading.Lock(), torch.ones(1, requires_grad=True) * 2])
+def test_what_cannot_be_copied_is_worked_on_by_one_thread(threads, held):
+    threads(2)
+    module = nn.Linear(1, 1)
+    module.held = held
+    assert on_all_threads(module, lambda own, share: [own is module for _ in share], range(3)) == [True] * 3
+
+
 def test_one_thread_is_put_back_after_an_error():
     before = torch.get_num_threads()
     with pytest.raises(ValueError), one_thread():
