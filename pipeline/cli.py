@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.errors import InputError
+from cluster import cli as cluster
+from cluster.errors import SubmitError
+from pipeline.errors import InputError, RunFailed
 
 if TYPE_CHECKING:
     from pipeline.seeds import Summary
@@ -20,6 +23,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="Meta-train few-shot vision models on a cluster. Exit codes: 0 done, 1 failed, 2 the input was wrong.",
 )
+
+app.add_typer(cluster.app)
 
 Runs = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
 Splits = Annotated[Path | None, typer.Option(help="folder of train.txt, val.txt, test.txt with a class name a line")]
@@ -153,6 +158,11 @@ def train(
     config: Annotated[Path, typer.Argument(help="YAML file of a run", show_default=False)],
     overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="run to go on with: its id or folder")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="id of the run: made, or gone on with if it was begun; METASHARD_RUN says the same"),
+    ] = None,
+    allow_change: Annotated[bool, typer.Option("--allow-change", help="go on with another config than before")] = False,
     seeds: Annotated[
         int | None, typer.Option(help="so many runs, of the config's seed and those after it; again: goes on")
     ] = None,
@@ -165,17 +175,24 @@ def train(
 
     chosen = configs.load(config, overrides or [])
     if seeds is not None:
-        if resume is not None:
+        if resume is not None or run is not None:
             raise InputError(
-                f"--resume {resume} with --seeds: the same command with --seeds goes on; leave out --resume"
+                f"--seeds {seeds} with --resume or --run: the same command with --seeds goes on; leave it out"
             )
         ended = several.train_all(chosen, seeds, watch=watching, tell=print)
         if ended[-1].result:
             _spread_told(several.of_runs(ended, chosen), chosen.runs, is_json=False)
-        return
-    folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
-    finished = verb.fit(chosen, resume=folder, watch=watching)
+        raise typer.Exit(ended[-1].code)
+    if resume is not None and run is not None:
+        raise InputError(f"--resume {resume} with --run {run}: one of them")
+    name = "" if resume is not None else run or os.environ.get(verb.RUN_ENV, "")
+    if name:
+        folder = verb.found_run(chosen, name)
+    else:
+        folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
+    finished = verb.fit(chosen, resume=folder, name=name, allow_change=allow_change, watch=watching)
     print(finished.text)
+    raise typer.Exit(finished.code)
 
 
 @app.command(epilog="Example: metashard evaluate glyphs-20260101-120000-ab12 --episodes 1000 --json")
@@ -339,9 +356,12 @@ def main() -> None:
     """Run the command line; a fault in the user's input is one line and exit code 2, anything else a traceback and 1."""
     try:
         app()
-    except InputError as error:
+    except (InputError, SubmitError) as error:
         print(f"metashard: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunFailed as error:
+        print(f"metashard: {error}", file=sys.stderr)
+        sys.exit(1)
     except SystemExit as left:
         if left.code == INTERRUPTED:
             print("metashard: interrupted", file=sys.stderr)

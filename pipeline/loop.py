@@ -77,6 +77,8 @@ class Hooks(NamedTuple):
     stop_asked: Callable[[], bool]
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """Around the computation of a meta-step, so that it can be profiled."""
+    moved: Callable[[int, str], None] = lambda step, doing: None
+    """Hears what is begun after so many meta-steps."""
 
 
 class StepSums(NamedTuple):
@@ -141,6 +143,7 @@ def meta_train(
     module = wrap(engine)
     while progress.step < budget.steps and not progress.stopped:
         began = time.perf_counter()
+        hooks.moved(progress.step, "waiting for episodes")
         share = feed.share(progress.step, last=budget.steps)
         waited_s = feed.waited_s
         for group in optimizer.param_groups:
@@ -148,10 +151,12 @@ def meta_train(
         optimizer.zero_grad(set_to_none=True)
         engine.learner.begin(progress.step)
         episodes = [hooks.place(episode) for episode in share.episodes]
+        hooks.moved(progress.step, "computing")
         with hooks.traced(progress.step + 1):
             sums = meta_step(module, engine, episodes, scale=ranks.world() / budget.batch)
         norm = clip_grad_norm_(engine.parameters(), budget.clip).item()
         told = [float(hooks.stop_asked()), waited_s, sums.inner_s, sums.outer_s, sums.loss.item()]
+        hooks.moved(progress.step, "waiting for the other ranks")
         computed_s = time.perf_counter()
         table = ranks.gather([*told, *(value.item() for value in sums.metrics.values())], device)
         reduce_s = time.perf_counter() - computed_s
@@ -177,6 +182,7 @@ def meta_train(
                 "time/outer_s": table[:, 3].max().item(),
                 "time/wait_for_ranks_s": reduce_s,
                 "time/rank_spread": (table[:, 2].max() / table[:, 2].min()).item(),
+                **{f"rank/{number}/inner_s": s for number, s in enumerate(table[:, 2].tolist()) if len(table) > 1},
             },
         )
         if totals[0]:
@@ -228,6 +234,7 @@ def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:
     """Validate and save when it is time, and at the end."""
     at_end = progress.step == budget.steps or bool(progress.stopped)
     if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
+        hooks.moved(progress.step, "validating")
         score = hooks.validate()
         if score.mean > progress.best:
             progress.best, progress.best_step, progress.stale = score.mean, progress.step, 0
@@ -239,4 +246,5 @@ def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:
         # The best must be on disk before a worse one can follow.
         at_end = at_end or progress.best_step == progress.step
     if at_end or progress.step % budget.checkpoint_every == 0:
+        hooks.moved(progress.step, "saving")
         hooks.save(progress)

@@ -593,6 +593,8 @@ class WorkersConfig(Config):
     """auto: one worker runs in this process without a cluster."""
     threads: PositiveInt | None = None
     """torch threads per worker; none: the CPUs shared out evenly."""
+    wait_s: Annotated[FiniteFloat, Number, Field(ge=0)] = 60.0
+    """How long to wait for the nodes of a cluster that is joined."""
     max_failures: NonNegativeInt = 3
     step_timeout_s: PositiveInt = 1800
 

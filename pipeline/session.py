@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.errors import InputError
+
+_LOOK_S = 0.2
 
 
 def cpus() -> int:
@@ -17,10 +20,10 @@ def cpus() -> int:
 
 
 @contextmanager
-def connected(workers: int) -> Iterator[None]:
+def connected(workers: int, *, wait_s: float = 0) -> Iterator[None]:
     """A Ray session with room for `workers`; one that was started here ends with the block, one that was joined stays.
 
-    `RAY_ADDRESS` names a cluster to join.
+    `RAY_ADDRESS` names a cluster to join; its nodes may still be on their way, for `wait_s` seconds at most.
 
     Raises:
         InputError: the cluster has fewer CPUs than workers, so that training would wait for ever.
@@ -28,7 +31,7 @@ def connected(workers: int) -> Iterator[None]:
     import ray  # takes a second, which a run in one process need not pay
 
     if ray.is_initialized():
-        _check(workers)
+        _check(workers, 0)
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
@@ -45,20 +48,24 @@ def connected(workers: int) -> Iterator[None]:
             f"RAY_ADDRESS = {address}: no cluster answers there ({error}); start one or unset it"
         ) from error
     try:
-        _check(workers)
+        _check(workers, 0 if address == "local" else wait_s)
         yield
     finally:
         ray.shutdown()
 
 
-def _check(workers: int) -> None:
+def _check(workers: int, wait_s: float) -> None:
     import ray
 
-    have = int(ray.cluster_resources().get("CPU", 0))
-    if workers > have:
-        raise InputError(
-            f"{workers} workers were asked for, but the cluster has {have} CPUs; lower workers.count or --workers, or add nodes"
-        )
+    limit = time.monotonic() + wait_s
+    while workers > (have := int(ray.cluster_resources().get("CPU", 0))):
+        if time.monotonic() >= limit:
+            waited = f" after {wait_s:g} s" if wait_s else ""
+            raise InputError(
+                f"{workers} workers were asked for, but the cluster has {have} CPUs{waited}; "
+                "lower workers.count or --workers, or add nodes"
+            )
+        time.sleep(_LOOK_S)
 
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:

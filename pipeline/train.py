@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import re
 import secrets
 import signal
 import sys
@@ -16,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from pipeline import build, checkpoint, tracking
+from pipeline import build, checkpoint, failures, tracking
 from pipeline.build import MakeLearner
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
 from pipeline.config import differences, dump
 from pipeline.data.index import Index
 from pipeline.data.sampler import assign
-from pipeline.errors import InputError
+from pipeline.errors import InputError, RunFailed
 from pipeline.loop import ASKED
 from pipeline.schema import RunConfig
 from pipeline.session import connected
@@ -35,13 +37,23 @@ MAKER = "make_learner"
 """The tag that says who made the learner, where it was not the config."""
 
 
+RUN_ENV = "METASHARD_RUN"
+"""The variable in which a cluster's job finds its run id."""
+DRAINED = 75
+"""The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
+
+
 class Finished(NamedTuple):
-    """A run that ended: its folder, its results as JSON values, and what to tell a person."""
+    """A run that ended: its folder, its results as JSON values, what to tell a person, and the exit code."""
 
     folder: Path
     result: dict[str, Any]
     text: str
+    code: int = 0
 
+
+DRAINS = (signal.SIGTERM, signal.SIGUSR1)
+"""The signals by which a cluster wants a machine back."""
 
 Watch = Callable[[Path, int], AbstractContextManager[None]]
 """Shows the progress of (run folder, meta-steps) while the block runs."""
@@ -51,25 +63,28 @@ def fit(
     config: RunConfig,
     *,
     resume: Path | None = None,
+    name: str = "",
+    allow_change: bool = False,
     make_learner: MakeLearner = build.learner,
     watch: Watch = lambda folder, steps: nullcontext(),
 ) -> Finished:
     """Train, then evaluate the best checkpoint; all of it in the run's folder and in MLflow.
 
-    `make_learner(config, index)` brings a learner of one's own.
+    `resume` is the folder of a run to go on with, with another config if `allow_change`; `name` the id of a new one, else
+    the config's name with the time. `make_learner(config, index)` brings a learner of one's own.
 
     Raises:
         InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
     index = check(config, make_learner, is_new=resume is None)
     origins = {**provenance(config), **maker(make_learner)} if resume is None else {}
-    folder = None if resume is None else resumed_run(config, resume)
-    uri = config.tracking.uri or tracking.default_uri(config.runs)
+    folder = None if resume is None else resumed_run(config, resume, allow_change=allow_change)
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
     is_alone = config.workers.count == 1 and config.workers.ray == "auto"
     with ExitStack() as held:
         if not is_alone:
-            held.enter_context(connected(config.workers.count))
-        folder = folder or new_run(config)
+            held.enter_context(connected(config.workers.count, wait_s=config.workers.wait_s))
+        folder = folder or new_run(config, name)
         held.enter_context(only_driver(folder))
         job = Job(dump(config), str(folder.absolute()), make_learner)
         for fault in checkpoint.faults(folder / "checkpoints"):
@@ -77,18 +92,24 @@ def fit(
         tell_start(folder, config, index, origins)
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
         sender.start()
+        failures.begin(folder)
         status = "FAILED"
         try:
-            with watch(folder, config.meta.steps), _stoppable(folder):
+            with watch(folder, config.meta.steps), _stoppable(folder) as signals:
                 if is_alone:
                     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
                     work(job, device=device, report=lambda metrics: None)
                 else:
                     _on_ray(job, config)
+            for failure in failures.since_start(folder):
+                print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
+            if said := failures.stubborn(folder):
+                raise RunFailed(f"{folder}: {said}")
             newest = checkpoint.latest(folder / "checkpoints")
             if newest.state["stopped"] == ASKED and newest.step < config.meta.steps:
                 status = "KILLED"
-                return Finished(folder, {}, stopped_text(folder, newest.step))
+                code = DRAINED if set(signals) & set(DRAINS) else 0
+                return Finished(folder, {}, stopped_text(folder, newest.step), code)
             result = conclude(folder, config, index, make_learner)
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -108,26 +129,31 @@ def maker(make_learner: MakeLearner) -> dict[str, str]:
 
 
 @contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
-    """SIGINT or SIGTERM asks the workers to save and stop after the step they are in; a second one does not wait for it.
+def _stoppable(folder: Path) -> Iterator[list[int]]:
+    """SIGINT, SIGTERM or SIGUSR1 asks the workers to save and stop after the step they are in; gives the signals that came.
 
-    Outside the main thread signals belong to somebody else.
+    Ctrl-C a second time, or SIGTERM after it, does not wait for the step; a machine that is wanted back may say so again and
+    again. Outside the main thread signals belong to somebody else.
     """
     stop = folder / STOP_FILE
     stop.unlink(missing_ok=True)
+    came: list[int] = []
 
     def ask(number: int, _: object) -> None:
-        if stop.exists():
+        is_first = not came
+        came.append(number)
+        if is_first:
+            stop.touch()
+            print("stopping after this meta-step, with a checkpoint; once more: at once", file=sys.stderr, flush=True)
+        elif number != signal.SIGUSR1:
             raise KeyboardInterrupt
-        stop.touch()
-        print("stopping after this meta-step, with a checkpoint; once more: at once", file=sys.stderr, flush=True)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *DRAINS)}
     try:
-        yield
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -150,19 +176,32 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     return index
 
 
-def new_run(config: RunConfig) -> Path:
-    """A fresh folder for a run under `runs`."""
-    run = config.runs / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+def new_run(config: RunConfig, name: str = "") -> Path:
+    """A fresh folder for a run under `runs`, called as the config and the time if it has no name yet."""
+    run = config.runs / (name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
     try:
-        (run / "checkpoints").mkdir(parents=True)
-        (run / CONFIG_FILE).write_text(yaml.safe_dump(dump(config), sort_keys=False))
+        # With a given name it may be there already: a run that was killed before it had its config.
+        (run / "checkpoints").mkdir(parents=True, exist_ok=bool(name))
+        _keep(config, run)
     except OSError as error:
         raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
     return run
 
 
-def resumed_run(config: RunConfig, run: Path) -> Path:
-    """The folder of a run to go on with, if its config is this one.
+def found_run(config: RunConfig, name: str) -> Path | None:
+    """The folder of the run of this id, if it was begun.
+
+    Raises:
+        InputError: the id cannot be a folder's name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise InputError(f"run id {name!r}: letters, digits, '.', '_' and '-' only")
+    folder = config.runs / name
+    return folder if (folder / CONFIG_FILE).exists() else None
+
+
+def resumed_run(config: RunConfig, run: Path, *, allow_change: bool = False) -> Path:
+    """The folder of a run to go on with, if its config is this one, or if another one is allowed.
 
     Raises:
         InputError: it is not a run, or its config differs; the differences are named.
@@ -172,10 +211,19 @@ def resumed_run(config: RunConfig, run: Path) -> Path:
     except (OSError, yaml.YAMLError) as error:
         raise InputError(f"--resume {run}: not a run's folder ({error}); `metashard runs` lists them") from error
     if changed := differences(stored, dump(config)):
-        raise InputError(
-            f"--resume {run}: its config is another one: {'; '.join(changed)}; undo that, or start a new run"
-        )
+        said = f"--resume {run}: its config is another one: {'; '.join(changed)}"
+        if not allow_change:
+            raise InputError(f"{said}; undo that, start a new run, or say --allow-change")
+        print(f"{said}; going on with the new one", file=sys.stderr)
+        _keep(config, run)
     return run
+
+
+def _keep(config: RunConfig, run: Path) -> None:
+    """Write the config where a resume looks for it; whoever is killed meanwhile leaves the old one or none."""
+    partial = run / f".{CONFIG_FILE}.partial"
+    partial.write_text(yaml.safe_dump(dump(config), sort_keys=False))
+    partial.replace(run / CONFIG_FILE)
 
 
 @contextmanager

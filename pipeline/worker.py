@@ -20,7 +20,7 @@ import torch
 from torch.optim import Optimizer
 from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
-from pipeline import build, checkpoint, ranks
+from pipeline import build, checkpoint, failures, ranks
 from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
@@ -37,6 +37,7 @@ from pipeline.spool import Spool
 from pipeline.start import started
 from pipeline.teacher import taught
 from pipeline.tracking import system_metrics
+from pipeline.watchdog import Watchdog
 
 SYSTEM_EVERY_S = 10.0
 STOP_FILE = "stop"
@@ -57,7 +58,25 @@ class Job:
 
 
 def work(job: Job, *, device: torch.device, report: Report) -> None:
-    """What one worker does: restore, build, train. `report` is called by all ranks at each checkpoint."""
+    """What one worker does: restore, build, train. `report` is called by all ranks at each checkpoint.
+
+    Where the same thing failed before, it is not tried again: the driver finds that in RUN/failures.jsonl.
+    """
+    if ranks.told_by_first(failures.stubborn(job.folder)):
+        return
+    limit_s = parse(job.config, "job").workers.step_timeout_s
+    with Watchdog(job.folder, rank=ranks.rank(), world=ranks.world(), limit_s=limit_s) as watchdog:
+        try:
+            _train(job, device, report, watchdog)
+        except InputError:
+            raise
+        except Exception as error:
+            said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            failures.note(job.folder, failures.Failure(watchdog.place.step, ranks.rank(), said))
+            raise
+
+
+def _train(job: Job, device: torch.device, report: Report, watchdog: Watchdog) -> None:
     config = parse(job.config, "job")
     index = Index.open(config.data.root)
     saved = _latest(job.folder / "checkpoints")
@@ -84,11 +103,12 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
         hooks = Hooks(
             place=build.place(config, device),
             rate=functools.partial(build.rate, config),
-            validate=lambda: _validate(config, index, learner, device),
+            validate=lambda: _validate(config, index, learner, device, watchdog),
             record=_recorder(told, config),
             save=save,
             stop_asked=functools.partial(_stop_asked, job),
             traced=functools.partial(_traced, job, config, told),
+            moved=watchdog.moved,
         )
         budget = _budget(config)
         meta_train(engine, optimizer, loader, budget=budget, hooks=hooks, progress=progress, device=device)
@@ -98,7 +118,13 @@ def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: 
     """Where the run goes on, its weights and optimizer state put back."""
     if saved is None:
         return Progress()
-    checkpoint.restore(saved, learner, optimizer)
+    try:
+        checkpoint.restore(saved, learner, optimizer)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise InputError(
+            f"checkpoint of step {saved.step} does not fit the changed config ({str(error).splitlines()[0]}); "
+            "undo what changes the learner or the optimizer, or start a new run from it with start="
+        ) from error
     kept = {key: value for key, value in saved.state.items() if key in Progress.__dataclass_fields__}
     return Progress(**{**kept, "step": saved.step, "stopped": ""})
 
@@ -222,15 +248,18 @@ def _memory(config: RunConfig, episode: Episode) -> int:
     return psutil.virtual_memory().available // 2 // local
 
 
-def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.device) -> Score:
+def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.device, watchdog: Watchdog) -> Score:
     """The headline metric on the frozen validation episodes, shared out over the ranks."""
     count, mode = config.validation.episodes, Mode(config.evaluate.mode)
     bring, headline = build.place(config, device), learner.task.headline
 
     def judged(learner: Learner, numbers: Iterable[int]) -> list[tuple[int, float]]:
         sampler, reader = build.sampler(config, index, config.data.validation), build.reader(config, index)
-        episodes = frozen(sampler, reader, numbers)
-        return [(number, judge(learner, bring(episode), mode=mode)[headline]) for number, episode in episodes]
+        scores = []
+        for number, episode in frozen(sampler, reader, numbers):
+            watchdog.moved(watchdog.place.step, "validating")
+            scores.append((number, judge(learner, bring(episode), mode=mode)[headline]))
+        return scores
 
     own = on_all_threads(learner, judged, range(ranks.rank(), count, ranks.world()))
     return shared_score(own, count, device)
@@ -286,6 +315,9 @@ def _recorder(told: Spool | None, config: RunConfig) -> Callable[[int, dict[str,
         if time.monotonic() - looked_s >= SYSTEM_EVERY_S:
             looked_s = time.monotonic()
             values = {**values, **{f"system/{name}": value for name, value in system_metrics().items()}}
+        else:
+            # The time of every rank, by which a slow one is known, would be most of what is told.
+            values = {name: value for name, value in values.items() if not name.startswith("rank/")}
         if step % config.tracking.log_every == 0 or "validation/score" in values:
             told.metrics(step, values)
 

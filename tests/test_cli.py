@@ -204,7 +204,7 @@ def test_more_workers_than_cpus_are_one_line_and_start_nothing(tmp_path, glyphs_
 def test_seeds_that_have_no_spread_or_another_way_to_go_on_are_refused(tmp_path, glyphs_root, here):
     config = config_file(tmp_path, glyphs_root)
     assert "--seeds 1: one run has no spread" in error_of(here("train", config, "--seeds", 1))
-    assert "leave out --resume" in error_of(here("train", config, "--seeds", 2, "--resume", "x"))
+    assert "leave it out" in error_of(here("train", config, "--seeds", 2, "--resume", "x"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -28,6 +28,8 @@ LAYERS = {
         "train",
         "report",
         "watch",
+        "watchdog",
+        "failures",
     },
     6: {"cli"},
 }
