@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from pipeline import build, checkpoint, failures, tracking
+from pipeline import build, checkpoint, failures, preflight, tracking
 from pipeline.build import MakeLearner
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
 from pipeline.config import differences, dump
@@ -84,6 +84,7 @@ def fit(
     with ExitStack() as held:
         if not is_alone:
             held.enter_context(connected(config.workers.count, wait_s=config.workers.wait_s))
+            preflight.check(config, uri)
         folder = folder or new_run(config, name)
         held.enter_context(only_driver(folder))
         job = Job(dump(config), str(folder.absolute()), make_learner)

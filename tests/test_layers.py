@@ -30,6 +30,7 @@ LAYERS = {
         "watch",
         "watchdog",
         "failures",
+        "preflight",
     },
     6: {"cli"},
 }

@@ -1,0 +1,150 @@
+"""Before a run on several nodes: whether all of them have the same versions and the same data, and share the folder of runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import secrets
+import sys
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.data.index import Index
+from pipeline.errors import InputError
+from pipeline.schema import RunConfig
+
+PACKAGES = ("torch", "ray", "metashard")
+_LOOK_LIMIT_S = 120
+_MLFLOW_LIMIT_S = 3
+
+
+class Report(NamedTuple):
+    """What a node says: its versions, the hash of the data it sees or why it sees none, and why it cannot use `runs`."""
+
+    node: str
+    versions: Mapping[str, str]
+    data: str
+    data_fault: str = ""
+    storage_fault: str = ""
+
+
+class Line(NamedTuple):
+    """A row of the table: what was looked at, what was found, and what to do where it does not do."""
+
+    what: str
+    found: str
+    remedy: str = ""
+    is_warning: bool = False
+
+
+def look(node: str, root: Path, mark: Path) -> Report:
+    """What is seen here; `mark` is a file that the driver has put into the folder of runs, and gets a neighbour."""
+    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    data, data_fault, storage_fault = "", "", ""
+    try:
+        data = Index.open(root).fingerprint
+    except InputError as error:
+        data_fault = str(error)
+    try:
+        mark.with_suffix(f".{node}").write_bytes(mark.read_bytes())
+    except OSError as error:
+        storage_fault = f"{error.strerror}: {error.filename}"
+    return Report(node, versions, data, data_fault, storage_fault)
+
+
+def lines(reports: Sequence[Report], seen: Sequence[str], config: RunConfig) -> list[Line]:
+    """The table from what the nodes say; `seen` are the nodes whose marks the driver sees."""
+    found = []
+    for name in reports[0].versions:
+        by_version: dict[str, list[str]] = {}
+        for report in reports:
+            by_version.setdefault(report.versions[name], []).append(report.node)
+        told = "; ".join(f"{version} on {_nodes(where)}" for version, where in by_version.items())
+        told = told if len(by_version) > 1 else f"{next(iter(by_version))} everywhere"
+        found.append(Line(name, told, f"install the same {name} on all nodes" if len(by_version) > 1 else ""))
+    blind = [report for report in reports if report.data_fault]
+    hashes = {report.data for report in reports if report.data}
+    data = Line("data", f"{config.data.root}: hash {', '.join(sorted(name[:12] for name in hashes)) or 'unknown'}")
+    if blind:
+        data = data._replace(
+            remedy=f"data.root must be seen by every node, and {_nodes([r.node for r in blind])} say: {blind[0].data_fault}"
+        )
+    elif len(hashes) > 1:
+        data = data._replace(remedy="nodes see different data under this name: copy the same to all")
+    found.append(data)
+    storage = Line("storage", f"{config.runs}: written and read by {len(seen)} of {len(reports)} nodes")
+    cut_off = [report.node for report in reports if report.node not in seen]
+    if cut_off:
+        said = next((r.storage_fault for r in reports if r.storage_fault), "what they write is not seen here")
+        storage = storage._replace(remedy=f"runs must be a folder that all nodes share; {_nodes(cut_off)}: {said}")
+    return [*found, storage]
+
+
+def _nodes(names: Sequence[str]) -> str:
+    """Two of them by name, the others by number."""
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return f"{', '.join(names[:2])}{more}"
+
+
+def mlflow(uri: str) -> list[Line]:
+    """Whether a server of MLflow answers; one that does not keeps nobody from training."""
+    if not uri.startswith(("http://", "https://")):
+        return []
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_MLFLOW_LIMIT_S):
+            return [Line("MLflow", f"{uri} answers")]
+    except OSError as error:
+        said = f"training goes on without it; send what it missed with: metashard sync ({error})"
+        return [Line("MLflow", f"{uri} does not answer", said, is_warning=True)]
+
+
+def check(config: RunConfig, uri: str) -> None:
+    """Ask every node of the Ray cluster this process is connected to, and print the table; one node has nothing to compare.
+
+    Raises:
+        InputError: a line failed, or a node did not answer.
+    """
+    import ray
+    from ray.exceptions import GetTimeoutError, RayError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    mark = config.runs / f".preflight-{secrets.token_hex(4)}"
+    try:
+        config.runs.mkdir(parents=True, exist_ok=True)
+        mark.write_text("seen")
+    except OSError as error:
+        raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
+    try:
+        remote = ray.remote(num_cpus=0, max_retries=0)(look)
+        asked = [
+            remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(number, soft=False)).remote(
+                f"{name}-{number[:6]}", config.data.root, mark
+            )
+            for number, name in nodes.items()
+        ]
+        reports = ray.get(asked, timeout=_LOOK_LIMIT_S)
+        seen = [report.node for report in reports if mark.with_suffix(f".{report.node}").exists()]
+    except (GetTimeoutError, RayError) as error:
+        raise InputError(f"preflight: a node does not answer ({type(error).__name__}); see `ray status`") from error
+    finally:
+        for path in config.runs.glob(f"{mark.name}*"):
+            path.unlink()
+    _judge([Line("nodes", str(len(reports))), *lines(reports, seen, config), *mlflow(uri)])
+
+
+def _judge(found: Sequence[Line]) -> None:
+    table = Table("preflight", "found", "what to do", box=None, pad_edge=False)
+    for line in found:
+        mark = "✓" if not line.remedy else "!" if line.is_warning else "✗"
+        table.add_row(f"{mark} {line.what}", line.found, line.remedy)
+    Console(stderr=True, width=None if sys.stderr.isatty() else 200).print(table)
+    if failed := [f"{line.what}: {line.remedy}" for line in found if line.remedy and not line.is_warning]:
+        raise InputError(f"preflight: {'; '.join(failed)}; nothing was started")
