@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import secrets
@@ -25,6 +24,7 @@ from pipeline.config import differences, dump
 from pipeline.data.index import Index
 from pipeline.data.sampler import assign
 from pipeline.errors import InputError, RunFailed
+from pipeline.lease import Lease
 from pipeline.loop import ASKED
 from pipeline.schema import RunConfig
 from pipeline.session import connected
@@ -86,7 +86,7 @@ def fit(
             held.enter_context(connected(config.workers.count, wait_s=config.workers.wait_s))
             preflight.check(config, uri)
         folder = folder or new_run(config, name)
-        held.enter_context(only_driver(folder))
+        held.enter_context(Lease(folder, lost=_taken_over))
         job = Job(dump(config), str(folder.absolute()), make_learner)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
@@ -227,15 +227,10 @@ def _keep(config: RunConfig, run: Path) -> None:
     partial.replace(run / CONFIG_FILE)
 
 
-@contextmanager
-def only_driver(run: Path) -> Iterator[None]:
-    """Hold the run's lock, which the system lets go of when the process dies, however it dies."""
-    with (run / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{run} is being trained by another process; wait for it or end it") from error
-        yield
+def _taken_over() -> None:
+    """Another driver goes on with the run: this one must not write into it any more, not even to save."""
+    print("metashard: another driver has taken this run over; ending", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """The command line as a user calls it: real files, exit codes, one line per error; real processes where one trains."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -244,13 +243,3 @@ def test_every_verb_shows_an_example(tmp_path):
 
     for name, verb in get_command(cli.app).commands.items():
         assert verb.epilog and verb.epilog.startswith(f"Example: metashard {name}"), name
-
-
-def test_two_drivers_of_one_run_are_refused(tmp_path, glyphs_root):
-    from pipeline.errors import InputError
-    from pipeline.train import new_run, only_driver
-
-    run = new_run(small_config(glyphs_root, tmp_path))
-    with only_driver(run), pytest.raises(InputError, match="another process"), only_driver(run):
-        pass
-    assert os.path.exists(run / "lock")

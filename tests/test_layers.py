@@ -31,6 +31,7 @@ LAYERS = {
         "watchdog",
         "failures",
         "preflight",
+        "lease",
     },
     6: {"cli"},
 }
