@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from pipeline.errors import InputError
 
@@ -37,12 +39,27 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write `folder/step-…`; a kill or a power cut at any moment leaves a complete checkpoint or one that is not read."""
+    """Write `folder/step-…`; a kill or a power cut at any moment leaves a complete checkpoint or one that is not read.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; what was written of it is removed.
+    """
     final = folder / f"step-{checkpoint.step:08d}"
     partial = folder / f".{final.name}.partial"
     for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+        _write_files(partial, checkpoint)
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise OSError(f"checkpoint {final} cannot be written: {error}; make room, then resume") from error
+    _flush(folder)
+    return final
+
+
+def _write_files(partial: Path, checkpoint: Checkpoint) -> None:
     tensors, settings = _flat(checkpoint.optimizer)
     save_file(
         {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.learner.items()}, partial / FILES[0]
@@ -57,9 +74,50 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _flush(path)
     (partial / "COMPLETE").touch()
     _flush(partial)
-    partial.rename(final)
-    _flush(folder)
-    return final
+
+
+class Writer:
+    """Writes checkpoints in a thread of its own while training goes on; leaving the block waits for the last one.
+
+    One is written at a time, so that the newest whole one is at most one older than the last that was asked for.
+    """
+
+    def __init__(self):
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            self._await()
+
+    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int, best: str) -> None:
+        """Copy the values as they are now, and `save` and `prune` later; waits for the one before.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
+        self._await()
+        learner, optimizer = tree_map(_copied, (dict(checkpoint.learner), dict(checkpoint.optimizer)))
+        copied = checkpoint._replace(learner=learner, optimizer=optimizer)
+        self._writing = self._pool.submit(self._write, folder, copied, keep, best)
+
+    def _await(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    @staticmethod
+    def _write(folder: Path, checkpoint: Checkpoint, keep: int, best: str) -> None:
+        save(folder, checkpoint)
+        prune(folder, keep=keep, best=best)
+
+
+def _copied(value: Any) -> Any:
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
 def _flush(path: Path) -> None:

@@ -89,7 +89,7 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: Watchdog) -
     optimizer = build.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
     loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world())
-    with loader, _told(job) as told:
+    with loader, _told(job) as told, checkpoint.Writer() as writer:
         if saved is not None:
             plan = Plan(*saved.state["plan"])
         else:
@@ -97,7 +97,7 @@ def _train(job: Job, device: torch.device, report: Report, watchdog: Watchdog) -
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
-        save = functools.partial(_save, job, config, index, learner, optimizer, plan, report)
+        save = functools.partial(_save, job, config, index, learner, optimizer, plan, writer, report)
         if saved is None:
             save(progress)
         hooks = Hooks(
@@ -272,10 +272,11 @@ def _save(
     learner: Learner,
     optimizer: Optimizer,
     plan: Plan,
+    writer: checkpoint.Writer,
     report: Report,
     progress: Progress,
 ) -> None:
-    """Rank 0 writes; the report afterwards is the barrier behind which all know that it is written."""
+    """Rank 0 has it written while training goes on; Ray hears of it from all ranks."""
     if ranks.rank() == 0:
         folder = job.folder / "checkpoints"
         settings = {"plan": list(plan), "threads": torch.get_num_threads(), "world": ranks.world()}
@@ -283,11 +284,8 @@ def _save(
         settings |= {"images": list(index.shape(0)), "fingerprint": fingerprint(config)}
         state = {**progress.state(), **settings}
         state.pop("step")
-        optimizer_state = optimizer.state_dict()
-        checkpoint.save(
-            folder, checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer_state, state, dump(config))
-        )
-        checkpoint.prune(folder, keep=config.checkpoint.keep, best=f"step-{progress.best_step:08d}")
+        made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))
+        writer.write(folder, made, keep=config.checkpoint.keep, best=f"step-{progress.best_step:08d}")
     report({"step": float(progress.step), "best": progress.best})
 
 

@@ -2,15 +2,17 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 from small import episode, network
 
 from pipeline import checkpoint
-from pipeline.checkpoint import FILES, FORMAT, Checkpoint, all_in, faults, latest, load, prune, restore, save
+from pipeline.checkpoint import FILES, FORMAT, Checkpoint, Writer, all_in, faults, latest, load, prune, restore, save
 from pipeline.errors import InputError
 
+LIMIT_S = 20
 STATE = {
     "best": {"step": 2, "accuracy": 0.1 + 0.2, "name": None},
     "plan": {"mode": "vmap", "chunk": 4},
@@ -253,3 +255,68 @@ def test_pruning_keeps_the_newest_and_the_best(folder, keep, best, left):
     prune(folder, keep=keep, best=best)
     assert [path.name for path in sorted(folder.iterdir())] == [f"step-{step:08d}" for step in left]
     assert latest(folder).step == 6
+
+
+def test_a_full_disk_is_one_line_and_gives_its_room_back(folder, trained, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_flush", full)
+    with pytest.raises(OSError, match="step-00000008 cannot be written: .*No space left on device; make room"):
+        save(folder, trained._replace(step=8))
+    assert not list(folder.glob(".*.partial")) and latest(folder).step == 6
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Saving waits for this event."""
+    go, real = threading.Event(), checkpoint.save
+
+    def save(folder, made):
+        assert go.wait(LIMIT_S)
+        return real(folder, made)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    yield go
+    go.set()
+
+
+def test_training_goes_on_while_the_values_of_then_are_written(tmp_path, slow):
+    learner, optimizer = new()
+    train(learner, optimizer, range(2))
+    with Writer() as writer:
+        writer.write(tmp_path, of(2, learner, optimizer), keep=9, best="")
+        train(learner, optimizer, range(2, 4))
+        assert not all_in(tmp_path)
+        slow.set()
+        writer.write(tmp_path, of(4, learner, optimizer), keep=9, best="")
+    assert [path.name for path in all_in(tmp_path)] == ["step-00000002", "step-00000004"]
+    other, its_optimizer = new()
+    train(other, its_optimizer, range(2))
+    written = load(tmp_path / "step-00000002")
+    assert all(same_bits(value, written.learner[name]) for name, value in other.state_dict().items())
+    assert same_bits(its_optimizer.state_dict()["state"][0]["exp_avg"], written.optimizer["state"][0]["exp_avg"])
+
+
+def test_what_could_not_be_written_is_raised_at_the_next_one_or_at_the_end(tmp_path, trained, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(OSError, match="No space"), Writer() as writer:
+        writer.write(tmp_path, trained, keep=9, best="")
+        writer.write(tmp_path, trained, keep=9, best="")
+        pytest.fail("the second must not be taken")
+    with pytest.raises(OSError, match="No space"), Writer() as writer:
+        writer.write(tmp_path, trained, keep=9, best="")
+    with pytest.raises(ZeroDivisionError), Writer() as writer:
+        writer.write(tmp_path, trained, keep=9, best="")
+        raise ZeroDivisionError
+
+
+def test_a_worker_that_fails_leaves_the_checkpoint_that_was_being_written(tmp_path, trained, slow):
+    with pytest.raises(ZeroDivisionError), Writer() as writer:
+        writer.write(tmp_path, trained, keep=9, best="")
+        slow.set()
+        raise ZeroDivisionError
+    assert latest(tmp_path).step == 2
