@@ -48,6 +48,7 @@ bench: .venv/installed data/glyphs/index/manifest.json ## the figures of docs/re
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/remote.py
 	$(BIN)/python benchmarks/startup.py
 
 results: .venv/installed ## the table of all methods in docs/results.md (hours; DATA=folder with omniglot/ and cifar_fs_trainval/)

@@ -101,7 +101,7 @@ def index(
 
 @app.command(epilog="Example: metashard verify data/omniglot")
 def verify(
-    data: Annotated[Path, typer.Argument(help="folder of a data set")],
+    data: Annotated[str, typer.Argument(help="folder of a data set, or its URL")],
     splits: Splits = None,
     samples_per_class: Annotated[int, typer.Option(help="fewest samples that a class of a split may have")] = 2,
     workers: Workers = 1,
@@ -127,29 +127,34 @@ def verify(
 def embed(
     target: Annotated[Path, typer.Argument(help="run id, run folder, checkpoint folder or .safetensors file")],
     out: Annotated[Path, typer.Argument(help="folder of the packed features")],
-    data: Annotated[Path | None, typer.Option(help="another packed data set than the run's")] = None,
+    data: Annotated[str | None, typer.Option(help="another packed data set than the run's, or its URL")] = None,
     config: Annotated[Path | None, typer.Option(help="for a .safetensors file: a run's YAML with its model")] = None,
     runs: Runs = Path("runs"),
 ) -> None:
     """Run a frozen encoder over every image once; its features are a data set for model.kind = features."""
     from pipeline import embed as verb
+    from pipeline.data.root import root_of
     from pipeline.watch import counting
 
     with counting("embedding", "samples") as progress:
-        made = verb.embed(target, out, data=data, config=config, runs=runs, progress=progress)
+        made = verb.embed(
+            target, out, data=root_of(data) if data else None, config=config, runs=runs, progress=progress
+        )
     print(_described(made))
 
 
 @app.command(epilog="Example: metashard show data/glyphs --out episode.png")
 def show(
-    target: Annotated[Path, typer.Argument(help="a data set, or a run")],
+    target: Annotated[str, typer.Argument(help="a data set or its URL, or a run")],
     out: Annotated[Path, typer.Option(help="PNG file (of a data set), or folder (of a run)")] = Path("episode.png"),
     runs: Runs = Path("runs"),
 ) -> None:
     """Draw an episode of a data set, or name the pictures of a run."""
     from pipeline import report
+    from pipeline.data.root import root_of
 
-    for path in report.show(runs / target if not target.exists() else target, out):
+    place = root_of(target)
+    for path in report.show(runs / place if isinstance(place, Path) and not place.exists() else place, out):
         print(path)
 
 
@@ -201,7 +206,7 @@ def evaluate(
         list[Path],
         typer.Argument(help="run id, run folder or checkpoint folder; several: of one config, each of its own seed"),
     ],
-    data: Annotated[Path | None, typer.Option(help="another packed data set")] = None,
+    data: Annotated[str | None, typer.Option(help="another packed data set, or its URL")] = None,
     split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
     episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
     ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
@@ -219,21 +224,23 @@ def evaluate(
 
     from pipeline import evaluate as verb
     from pipeline import report, seeds
+    from pipeline.data.root import root_of
     from pipeline.watch import counting
 
+    other = root_of(data) if data else None
     asked = _named(ways=ways, shots=shots, queries=queries)
     if len(targets) > 1:
         options = {"split": split, "episodes": episodes, "workers": workers}
         with counting("evaluating", "runs") as progress:
             summary = seeds.evaluate_all(
-                targets, runs, data=data, asked=asked, test_steps=test_steps, progress=progress, **options
+                targets, runs, data=other, asked=asked, test_steps=test_steps, progress=progress, **options
             )
         _spread_told(summary, runs, is_json=json)
         return
     path = verb.find(targets[0], runs)
-    subject = verb.subject_of(path, data=data, asked=asked, test_steps=test_steps)
+    subject = verb.subject_of(path, data=other, asked=asked, test_steps=test_steps)
     found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
-    if data is None:
+    if other is None:
         verb.keep(found, path)
     if json:
         print(format.dumps(found.as_json(), indent=1))

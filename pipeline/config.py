@@ -36,7 +36,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _put(tree, override)
     config = parse(tree, str(path))
     # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
-    data = config.data.model_copy(update={"root": _fixed(config.data.root)})
+    root = config.data.root
+    data = config.data.model_copy(update={"root": _fixed(root) if isinstance(root, Path) else root})
     fixed: dict[str, Any] = {"runs": _fixed(config.runs), "data": data}
     if config.start is not None:
         fixed["start"] = _fixed(config.start)

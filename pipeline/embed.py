@@ -19,6 +19,7 @@ from pipeline.data import pack as packing
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.merge import merge
+from pipeline.data.root import Root
 from pipeline.data.source import Sample
 from pipeline.errors import InputError
 from pipeline.frozen import Frozen, frozen_encoder
@@ -32,7 +33,7 @@ def embed(
     target: Path,
     out: Path,
     *,
-    data: Path | None = None,
+    data: Root | None = None,
     config: Path | None = None,
     runs: Path = Path("runs"),
     progress: prepare.Progress = prepare.silent,

@@ -17,6 +17,7 @@ from pipeline.build import MakeLearner
 from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.root import Root
 from pipeline.data.sampler import Shape
 from pipeline.errors import InputError
 from pipeline.faults import one_line
@@ -261,7 +262,7 @@ def find(target: Path, runs: Path) -> Path:
 def subject_of(
     path: Path,
     *,
-    data: Path | None = None,
+    data: Root | None = None,
     asked: Mapping[str, int] = MappingProxyType({}),
     test_steps: int | None = None,
 ) -> Subject:

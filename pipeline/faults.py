@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel
 
+from pipeline.errors import InputError
+
 LONGEST = 200
 """Characters of a value that a sentence shows."""
 
@@ -30,6 +32,8 @@ def sentence(fault: Any, root: type[BaseModel]) -> str:
         return f"{key}.kind is missing"
     if fault["type"] == "union_tag_invalid":
         return f"{key}.kind = {fault['ctx']['tag']!r}: input should be one of {fault['ctx']['expected_tags']}"
+    if isinstance(error := fault.get("ctx", {}).get("error"), InputError):
+        return f"{key}: {error}"  # it says itself what of the value may be shown
     message = fault["msg"][0].lower() + fault["msg"][1:]
     return f"{key} = {shown(fault['input'])}: {message}"
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.data.index import Index
+from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.schema import RunConfig
 
@@ -42,7 +43,7 @@ class Line(NamedTuple):
     is_warning: bool = False
 
 
-def look(node: str, root: Path, mark: Path) -> Report:
+def look(node: str, root: Root, mark: Path) -> Report:
     """What is seen here; `mark` is a file that the driver has put into the folder of runs, and gets a neighbour."""
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     data, data_fault, storage_fault = "", "", ""

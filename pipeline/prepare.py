@@ -16,6 +16,7 @@ from pipeline.data.importers.glyphs import glyphs
 from pipeline.data.importers.omniglot import omniglot
 from pipeline.data.index import Index
 from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
+from pipeline.data.root import Root, root_of
 from pipeline.data.scan import scan
 from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
@@ -114,7 +115,7 @@ def index(
 
 
 def verify(
-    root: str | Path,
+    root: str | Root,
     *,
     splits: Path | None = None,
     samples_per_class: int = 2,
@@ -125,16 +126,17 @@ def verify(
     """Every fault of the data set under `root` as one line each; an empty list means that it is good.
 
     Reads all shards, decodes all images and compares all hashes. Classes in splits should have `samples_per_class`.
-    `splits` checks a folder of split files against the data too. A folder of tars without an index is checked as well.
+    `splits` checks a folder of split files against the data too. A local folder of tars without an index is checked as well.
     """
-    root = Path(root)
+    root = root_of(root)
     _check_workers(workers)
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder of a data set")
     try:
         opened = Index.without_shards(root)
     except InputError as error:
-        return [str(error), *verifying.faults_without_index(sorted(root.glob("*.tar")), class_field=class_field)]
+        tars = sorted(root.glob("*.tar")) if isinstance(root, Path) else []
+        return [str(error), *verifying.faults_without_index(tars, class_field=class_field)]
     faults = list(verifying.index_faults(opened, samples_per_class=samples_per_class))
     jobs = [(opened, number) for number in range(len(opened.shards))]
     for found in _each(verifying.shard_faults, jobs, workers=workers, progress=progress):

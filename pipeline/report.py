@@ -27,6 +27,7 @@ from rich.table import Table
 from pipeline import pictures, spool, tracking
 from pipeline.data.index import FOLDER as INDEX_FOLDER
 from pipeline.data.index import Index
+from pipeline.data.root import Root, Url
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.judging import ranged, shown
@@ -321,13 +322,13 @@ def _usable_port(port: int) -> int:
     raise InputError(f"--port {port} cannot be had: {reason}; leave it out to take a free one")
 
 
-def show(target: Path, out: Path) -> list[Path]:
+def show(target: Root, out: Path) -> list[Path]:
     """Draw an episode of a data set into the PNG file `out`; or list a run's pictures, copied if `out` is no PNG but a folder.
 
     Raises:
         InputError: the target is neither, or has nothing to show.
     """
-    if (target / INDEX_FOLDER).is_dir():
+    if isinstance(target, Url) or (target / INDEX_FOLDER).is_dir():
         return [_draw_episode(Index.open(target), out)]
     if not (target / spool.FILE).exists():
         raise InputError(f"{target} is neither a packed data set nor a run; pack images first, or see `metashard runs`")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer, PlainValidator
 from pydantic_core import PydanticCustomError
+
+from pipeline.data.root import Root, root_of
 
 LARGEST = 2**31 - 1
 """No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
@@ -36,7 +38,8 @@ class Config(BaseModel):
 class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
-    root: Path
+    root: Annotated[Root, PlainValidator(root_of), PlainSerializer(str)]
+    """A folder, or a URL of one, as s3://bucket/birds."""
     ways: AtLeastTwo = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15

@@ -16,6 +16,7 @@ from pipeline.build import MakeLearner
 from pipeline.conclude import RESULT_FILE as RUN_RESULT_FILE
 from pipeline.config import differences, dump, fingerprint, parse
 from pipeline.data.index import Index
+from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
 from pipeline.learners.learner import Mode
@@ -172,7 +173,7 @@ def evaluate_all(
     split: str,
     episodes: int,
     workers: int,
-    data: Path | None = None,
+    data: Root | None = None,
     asked: Mapping[str, int] | None = None,
     test_steps: int | None = None,
     progress: Progress = lambda done, total: None,

@@ -55,6 +55,14 @@ def no_power_cut() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def node_cache(tmp_path_factory) -> Iterator[None]:
+    """What is fetched from stores of tests, by workers too, is not kept in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("METASHARD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(params=LEARNERS)
 def learner(request) -> Learner:
     return make(request.param)

@@ -97,3 +97,11 @@ def test_startup_measures_all_three(glyphs_root):
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bound") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_remote_reads_the_same_episodes_cold_and_warm(said, monkeypatch):
+    monkeypatch.setenv("METASHARD_CACHE", "set anew by the benchmark")
+    printed = said("remote.py")
+    assert all(f"\n{name} " in printed for name in ("local files", "cold", "warm"))

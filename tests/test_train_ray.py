@@ -13,9 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small import small_config
+from web import web
 
 from pipeline import checkpoint
 from pipeline.config import dump
+from pipeline.data.remote import CHUNK
 from pipeline.errors import InputError
 from pipeline.spool import history
 from pipeline.train import fit
@@ -74,6 +76,15 @@ def test_one_worker_has_the_gradients_of_two(unbroken, tmp_path, glyphs_root):
     alone = fit(config_for(glyphs_root, tmp_path, workers={"count": 1, "threads": 1}, meta={"steps": 2, "batch": 4}))
     losses = history(alone.folder).series["train/loss"]
     assert losses[1] == pytest.approx(history(unbroken).series["train/loss"][1], rel=1e-5)
+
+
+def test_workers_of_a_node_read_a_store_together(unbroken, tmp_path, glyphs_root):
+    """The same bits as from the disk, and no byte is fetched twice."""
+    with web(glyphs_root) as served:
+        run = fit(config_for(served.url, tmp_path)).folder
+    assert same_bits(unbroken, run)
+    chunks = [(name, at) for name, start, stop in served.ranges for at in range(start // CHUNK, -(-stop // CHUNK))]
+    assert chunks and len(chunks) == len(set(chunks))
 
 
 def test_a_killed_worker_does_not_change_the_outcome(unbroken, tmp_path, glyphs_root):

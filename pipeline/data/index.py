@@ -1,7 +1,8 @@
 """The index of a data set: which samples there are, of which class, in which bytes of which tar.
 
-On disk, beside the tars: ROOT/index/{manifest.json, samples.arrow, postings.arrow, classes.arrow}; uncompressed Arrow
-files of one record batch, so that a column is a NumPy view of the mapped file and opening costs no memory per sample.
+On disk or in a store, beside the tars: ROOT/index/{manifest.json, samples.arrow, postings.arrow, classes.arrow};
+uncompressed Arrow files of one record batch, so that a column is a NumPy view of the mapped file and opening costs no
+memory per sample; those of a store are mapped where the node's cache keeps them.
 Row = rank of the sample's key among all keys; class id = rank of the class name among all names. So the same samples in
 other tars keep their rows, hence their episodes.
 """
@@ -11,30 +12,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.folder import AGAIN, Folder, ShardInfo, folder_of
+from pipeline.data.remote import RemoteFile
+from pipeline.data.root import Root, root_of
 from pipeline.errors import InputError
 
 FORMAT = 1
 FOLDER = "index"
 TABLES = ("samples", "postings", "classes")
 ROLES = ("image", "json", "mask")
-_AGAIN = "make it again with metashard index"
-
-
-@dataclass(frozen=True, slots=True)
-class ShardInfo:
-    """One tar: its path (relative to the data set's root, or absolute), size in bytes, samples and sha256."""
-
-    name: str
-    bytes: int
-    samples: int
-    sha256: str
 
 
 class Location(NamedTuple):
@@ -54,8 +46,9 @@ class Index:
     sha256 of the encoder whose features these are, empty for images.
     """
 
-    def __init__(self, root: Path, manifest: dict, tables: Mapping[str, pa.Table]):
+    def __init__(self, root: Root, folder: Folder, manifest: dict, tables: Mapping[str, pa.Table]):
         self.root = root
+        self._folder = folder
         self.manifest = manifest
         self.name: str = manifest["name"]
         self.store: str = manifest["store"]
@@ -81,29 +74,31 @@ class Index:
         }
 
     @classmethod
-    def open(cls, root: str | Path) -> Index:
+    def open(cls, root: str | Root) -> Index:
         """Map the index under `root`; raises `InputError` if it is absent, damaged, of another format, or if a shard is
         absent or has another size than when it was indexed. Contents are checked sample by sample when they are read.
         """
         index = cls.without_shards(root)
-        for number, shard in enumerate(index.shards):
-            _check_size(index.path(number), shard.bytes)
+        index._folder.check(index.shards)
         return index
 
     @classmethod
-    def without_shards(cls, root: str | Path) -> Index:
+    def without_shards(cls, root: str | Root) -> Index:
         """As `open`, but the shards themselves are not looked for."""
-        root = Path(root)
-        manifest = _manifest(root)
+        root = root_of(root)
+        folder = folder_of(root)
+        manifest = _manifest(root, folder)
         try:
-            tables = {name: _table(root / FOLDER / f"{name}.arrow", manifest["files"][name]) for name in TABLES}
-            index = cls(root, manifest, tables)
+            tables = {name: _table(folder, f"{FOLDER}/{name}.arrow", manifest["files"][name]) for name in TABLES}
+            index = cls(root, folder, manifest, tables)
             splits = {name: [index.class_names[i] for i in ids] for name, ids in index.splits.items()}
             expected = fingerprint([shard.sha256 for shard in index.shards], index.class_names, splits)
             if expected != index.fingerprint or len(index) != manifest["samples"]:
                 raise ValueError("its parts do not belong together")
+        except InputError:  # what a store answers is no damage
+            raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OSError, pa.ArrowException) as error:
-            raise InputError(f"{root / FOLDER}: index is damaged ({error}); {_AGAIN}") from None
+            raise InputError(f"{root / FOLDER}: index is damaged ({error}); {AGAIN}") from None
         return index
 
     def of_images(self, height: int, width: int, channels: int) -> Index:
@@ -118,9 +113,13 @@ class Index:
     def __reduce__(self):
         return Index.without_shards, (self.root,)
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Path | RemoteFile:
         """The file of a shard."""
-        return self.root / self.shards[shard].name
+        return self._folder.tar(self.shards[shard])
+
+    def table_content(self, name: str) -> pa.NativeFile:
+        """The file of one of `TABLES`."""
+        return self._folder.mapped(f"{FOLDER}/{name}.arrow", self.manifest["files"][name])
 
     def postings(self, class_id: int) -> np.ndarray:
         """The int32 rows of a class's samples, ordered by key."""
@@ -157,28 +156,29 @@ def fingerprint(shards: Sequence[str], class_names: Sequence[str], splits: Mappi
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _manifest(root: Path) -> dict:
-    path = root / FOLDER / "manifest.json"
+def _manifest(root: Root, folder: Folder) -> dict:
+    name = f"{FOLDER}/manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
-        number = manifest["format"]
+        content = folder.content(name)
     except FileNotFoundError:
-        raise InputError(f"{root}: no index here ({path} is absent); run metashard pack or metashard index") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as a manifest ({error}); {_AGAIN}") from None
+        raise InputError(f"{root}: no index here ({name} is absent); run metashard pack or metashard index") from None
+    except OSError as error:
+        raise InputError(f"{root / name}: cannot be read ({error}); {AGAIN}") from None
+    try:
+        manifest = json.loads(content)
+        number = manifest["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{root / name}: cannot be read as a manifest ({error}); {AGAIN}") from None
     if number != FORMAT:
-        raise InputError(f"{path}: format {number!r}, this version reads {FORMAT}; {_AGAIN}")
+        raise InputError(f"{root / name}: format {number!r}, this version reads {FORMAT}; {AGAIN}")
     return manifest
 
 
-def _table(path: Path, expected: dict) -> pa.Table:
-    # The size is compared before mapping: reading past the end of a mapped file kills the process.
-    if (size := path.stat().st_size) != expected["bytes"]:
-        raise ValueError(f"{path.name} has {size} bytes, not {expected['bytes']}")
-    with pa.memory_map(str(path)) as file:
+def _table(folder: Folder, name: str, expected: dict) -> pa.Table:
+    with folder.mapped(name, expected) as file:
         table = pa.ipc.open_file(file).read_all()
     if any(column.num_chunks != 1 for column in table.columns):
-        raise ValueError(f"{path.name} is not one record batch")
+        raise ValueError(f"{name} is not one record batch")
     return table
 
 
@@ -187,12 +187,3 @@ def _view(table: pa.Table, column: str) -> np.ndarray:
     chunk = table[column].chunk(0)
     dtype = np.dtype(str(chunk.type))
     return np.frombuffer(chunk.buffers()[1], dtype)[chunk.offset : chunk.offset + len(chunk)]
-
-
-def _check_size(path: Path, expected: int) -> None:
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise InputError(f"{path}: shard cannot be opened ({error.strerror}); bring it back or {_AGAIN}") from None
-    if size != expected:
-        raise InputError(f"{path}: {size} bytes, the index says {expected}; bring the old file back or {_AGAIN}")

@@ -34,6 +34,7 @@ class Reader(NamedTuple):
 
     def episode(self, draw: Draw) -> Episode:
         """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes."""
+        self.shards.bring([*draw.support.flat, *draw.query.flat])
         return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
 
     def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:

@@ -19,7 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, ShardInfo, fingerprint
+from pipeline.data.folder import ShardInfo
+from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, fingerprint
 from pipeline.data.scan import MEMBER_FIELDS, SCHEMA, Scan
 from pipeline.data.splits import Splits, check
 from pipeline.errors import InputError

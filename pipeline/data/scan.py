@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from pipeline.data import images
 from pipeline.data.index import ROLES
+from pipeline.data.remote import RemoteFile
 from pipeline.data.tar import Member, Walk
 from pipeline.errors import InputError
 
@@ -62,7 +63,7 @@ class _Picture(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def scan(path: Path, *, class_field: str) -> Scan:
+def scan(path: Path | RemoteFile, *, class_field: str) -> Scan:
     """Walk a tar, check every member and decode every image. A sample's class is what its member of the extension
     `class_field` says, else its JSON's field of that name, else its `cls` member. Raises `InputError` if unreadable."""
     scanner = _Scanner(path.name, class_field)

@@ -1,15 +1,20 @@
-"""Random access to the samples of an indexed data set: one checked `pread` each."""
+"""Random access to the samples of an indexed data set: one checked `pread` each, or a checked read through the cache."""
 
 from __future__ import annotations
 
 import os
 import threading
 import zlib
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
 from pipeline.data.images import decode
 from pipeline.data.index import Index
+from pipeline.data.remote import RemoteFile, bring
+from pipeline.data.root import Url
 from pipeline.errors import InputError
 
 OPEN_FILES = 512
@@ -19,8 +24,16 @@ OPEN_FILES = 512
 class _File:
     """A descriptor that closes when its last reader lets go, so that another thread may evict it meanwhile."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: Path):
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes of the file, fewer where it ends."""
+        data = os.pread(self.descriptor, size, offset)
+        # Linux gives at most 2 GiB at a time and network file systems may give less than was asked for.
+        while len(data) < size and (more := os.pread(self.descriptor, size - len(data), offset + len(data))):
+            data += more
+        return data
 
     def __del__(self):
         if hasattr(self, "descriptor"):
@@ -40,10 +53,12 @@ class Shards:
 
     def read(self, row: int, role: str) -> bytes:
         """The bytes of a sample's "image", "json" or "mask"; `InputError` if they are not those that were indexed."""
-        shard, offset, size, _ = self.index.locate(row, role)
+        shard, offset, size, crc = self.index.locate(row, role)
         try:
             file = self._file(shard)  # held until the bytes are there: another thread may drop it meanwhile
-            data = self._pread(file.descriptor, offset, size)
+            data = file.read(offset, size)
+            if isinstance(file, RemoteFile) and zlib.crc32(data) != crc:
+                data = file.again(offset, size)
         except OSError as error:
             raise InputError(f"{self._what(row, role)}: {error.strerror}; is the disk still there?") from None
         if len(data) != size:
@@ -55,6 +70,18 @@ class Shards:
         if zlib.crc32(data) != self.index.locate(row, role).crc:
             raise InputError(f"{self._what(row, role)}: bytes changed since they were indexed (crc32); copy it again")
         return data
+
+    def bring(self, rows: Iterable[int]) -> None:
+        """Fetch the images of these rows side by side where they lie in a store and this node has not got them."""
+        if not isinstance(self.index.root, Url):
+            return
+        wanted: dict[RemoteFile, set[int]] = defaultdict(set)
+        for row in rows:
+            shard, offset, size, _ = self.index.locate(row, "image")
+            if isinstance(file := self._file(shard), RemoteFile):
+                wanted[file].update(file.absent(offset, size))
+        if sum(map(len, wanted.values())) > 1:
+            bring({file: sorted(numbers) for file, numbers in wanted.items()})
 
     def image(self, row: int) -> np.ndarray:
         """The (height, width, channels) image of a sample; raw: a read-only view of what was read, as stored."""
@@ -73,19 +100,13 @@ class Shards:
         path = self.index.path(int(self.index.shard_of[row]))
         return f"{path}: {role} of sample {self.index.key(row)!r}"
 
-    def _file(self, shard: int) -> _File:
+    def _file(self, shard: int) -> _File | RemoteFile:
         if (file := self._files.get(shard)) is not None:
             return file
+        if isinstance(path := self.index.path(shard), RemoteFile):
+            return path
         with self._lock:
-            file = self._files[shard] = _File(str(self.index.path(shard)))
+            file = self._files[shard] = _File(path)
             while len(self._files) > OPEN_FILES:
                 del self._files[next(iter(self._files))]
         return file
-
-    @staticmethod
-    def _pread(descriptor: int, offset: int, size: int) -> bytes:
-        data = os.pread(descriptor, size, offset)
-        # Linux gives at most 2 GiB at a time and network file systems may give less than was asked for.
-        while len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
-            data += more
-        return data

@@ -19,6 +19,7 @@ import torch
 
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
+from pipeline.data.remote import RemoteFile
 from pipeline.data.sampler import QUARTER_TURNS, classes_of
 from pipeline.data.scan import role_of
 from pipeline.episode import Batch, Episode
@@ -226,15 +227,17 @@ class StreamReader:
                 yield row, parts["image"]
 
 
-def _samples(path: Path) -> Iterator[dict]:
+def _samples(path: Path | RemoteFile) -> Iterator[dict]:
     """The samples of a tar as webdataset's reader groups them: member bytes by extension, nothing decoded."""
     # Here, because importing webdataset takes more than a second and most runs need not pay it.
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:
         # Opened here: webdataset's own opener would take some names for commands.
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             yield from group_by_keys(tar_file_expander([{"url": str(path), "stream": file}]))
+    except InputError:  # what a store answers
+        raise
     except (OSError, ValueError, EOFError, tarfile.TarError) as error:
         reason = error.args[0] if error.args else type(error).__name__
         raise InputError(f"{path}: webdataset cannot read it ({reason}); copy it again") from error

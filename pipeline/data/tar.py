@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from pipeline.data.remote import RemoteFile
+
 BLOCK = 512
 _REGULAR, _FOLDER = (b"0", b"\0", b"7"), b"5"
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_LINK = b"x", b"g", b"L", b"K"
@@ -46,7 +48,7 @@ class Walk:
     `wanted` says by name which members' bytes to keep; the others' are only hashed.
     """
 
-    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+    def __init__(self, path: Path | RemoteFile, wanted: Callable[[str], bool]):
         self.path, self._wanted = path, wanted
         self.faults: list[str] = []
         self.sha256 = ""
@@ -56,8 +58,9 @@ class Walk:
         self._at = 0
 
     def __iter__(self) -> Iterator[Member]:
-        with open(self.path, "rb") as self._file:
-            self.size = os.fstat(self._file.fileno()).st_size
+        with self.path.open("rb") as self._file:
+            self.size = self._file.seek(0, os.SEEK_END)
+            self._file.seek(0)
             yield from self._members()
             self._skip(self.size - self._at)
         self.sha256 = self._hash.hexdigest()

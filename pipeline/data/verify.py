@@ -20,15 +20,13 @@ LISTED = 20
 
 def index_faults(index: Index, *, samples_per_class: int) -> Iterator[str]:
     """A line for everything wrong with the index itself, without reading a shard."""
-    folder = index.root / FOLDER
     for name in TABLES:
-        with open(folder / f"{name}.arrow", "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != index.manifest["files"][name]["sha256"]:
-                yield f"{folder / name}.arrow: bytes changed since it was written; run metashard index again"
-    indexed = {index.path(number).resolve() for number in range(len(index.shards))}
-    for path in sorted(index.root.glob("*.tar")):
-        if path.resolve() not in indexed:
-            yield f"{path.name}: is not in the index; run metashard index again or move it away"
+        with index.table_content(name) as file:
+            if hashlib.sha256(file.read_buffer()).hexdigest() != index.manifest["files"][name]["sha256"]:
+                place = index.root / f"{FOLDER}/{name}.arrow"
+                yield f"{place}: bytes changed since it was written; run metashard index again"
+    if isinstance(index.root, Path):
+        yield from _not_indexed(index, index.root)
     for split, classes in index.splits.items():
         if not len(classes):
             yield f"split {split!r} is empty; give it classes or leave it out"
@@ -38,6 +36,13 @@ def index_faults(index: Index, *, samples_per_class: int) -> Iterator[str]:
                 f"class {name!r} of split {split!r} has {count} samples, an episode needs {samples_per_class}; "
                 "add images or take it out of the split"
             )
+
+
+def _not_indexed(index: Index, root: Path) -> Iterator[str]:
+    indexed = {(root / shard.name).resolve() for shard in index.shards}
+    for path in sorted(root.glob("*.tar")):
+        if path.resolve() not in indexed:
+            yield f"{path.name}: is not in the index; run metashard index again or move it away"
 
 
 def shard_faults(index: Index, number: int) -> list[str]:
