@@ -24,7 +24,7 @@ from cluster.spec import LocalSpec, parse
 
 STATE_FILE, LOG_FILE, TOKEN_FILE = "state.json", "log", "token"
 _PR_SET_PDEATHSIG = 1
-_NODE_LEAVES_S = 15.0
+_NODE_LEAVES_S = 8.0
 
 
 class _Stopped(Exception):
@@ -124,12 +124,13 @@ def _nodes(spec: LocalSpec, variables: dict[str, str], logs: Path) -> Iterator[s
     port = free_port()
     address = f"127.0.0.1:{port}"
     first = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={free_port()}"]
-    first += [f"--temp-dir={place}"]
+    others = [f"--address={address}"]
     nodes: list[subprocess.Popen[bytes]] = []
     try:
         for number in range(spec.nodes):
-            role = first if number == 0 else [f"--address={address}"]
             own = {"METASHARD_CACHE": str(place / f"cache-{number}"), **_devices(number, spec)}
+            # A place of its own for each: nodes that start at the same moment would choose the same names.
+            role = [*(first if number == 0 else others), f"--temp-dir={place}/{number}"]
             with (logs / f"node-{number}.log").open("wb") as log:
                 nodes.append(_node(role, spec, {**variables, **own}, log))
             if number == 0:
@@ -179,12 +180,22 @@ def end(processes: Sequence[subprocess.Popen[bytes]], *, wait_s: float) -> None:
             family += [own, *own.children(recursive=True)]
         if wait_s:
             process.terminate()
-    _, left = psutil.wait_procs(family, timeout=wait_s)
-    for process in left:
+    limit = time.monotonic() + wait_s
+    while any(_lives(one) for one in family) and time.monotonic() < limit:
+        time.sleep(0.1)
+    for one in family:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            one.kill()
     for process in processes:
         process.wait()
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still runs; one that ended and that nobody has asked about yet does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_with_parent() -> None:

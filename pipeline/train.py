@@ -39,6 +39,8 @@ MAKER = "make_learner"
 
 RUN_ENV = "METASHARD_RUN"
 """The variable in which a cluster's job finds its run id."""
+COLLECTIVE_S = 60
+"""Seconds by which a collective waits longer than the watchdog, besides as long again."""
 DRAINED = 75
 """The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
@@ -271,7 +273,8 @@ def _on_ray(job: Job, config: RunConfig) -> None:
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"job": job},
-        torch_config=TorchConfig(timeout_s=config.workers.step_timeout_s),
+        # The watchdog comes first: it says where the ranks are, which a collective that gave up does not.
+        torch_config=TorchConfig(timeout_s=2 * config.workers.step_timeout_s + COLLECTIVE_S),
         scaling_config=ScalingConfig(
             num_workers=config.workers.count, use_gpu=ray.cluster_resources().get("GPU", 0) >= config.workers.count
         ),

@@ -25,6 +25,39 @@ ROOM = {"train": 36, "val": 8, "test": 8}
 EACH = 12
 
 
+DRILLS: dict[str, tuple[str, str, float, str]] = {}
+"""Of every drill that ran: fault, outcome, seconds, what it took to go on."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--drills", help="file for the table of the drills that ran")
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Keep what a drill says; one that fails in its clean-up has failed."""
+    said = dict(report.user_properties)
+    if "drill" in said and (report.when == "call" or report.failed):
+        recovery = f"{said['recovery_s']:.0f} s" if "recovery_s" in said else "–"
+        outcome = "survived" if report.passed else report.outcome
+        DRILLS[report.nodeid] = (said["drill"], outcome, report.duration, recovery)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table that was asked for."""
+    path = session.config.getoption("--drills")
+    if path and DRILLS:
+        head = "| fault | outcome | until the next meta-step | the whole drill |\n|---|---|---|---|\n"
+        rows = [f"| {fault} | {outcome} | {back} | {s:.0f} s |\n" for fault, outcome, s, back in DRILLS.values()]
+        Path(path).write_text(head + "".join(rows))
+
+
+@pytest.fixture(autouse=True)
+def drill(request, record_property) -> None:
+    """The name of the fault goes into the report, from which the table is made."""
+    if marker := request.node.get_closest_marker("drill"):
+        record_property("drill", marker.args[0])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where Ray runs, processes that it ends leave pipes and sockets to be closed by the garbage collector."""
     for item in items:

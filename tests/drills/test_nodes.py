@@ -1,0 +1,207 @@
+"""Drills on several Ray nodes: processes are killed and frozen, and the run ends as if nothing had been."""
+
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from drills.drilled import EVERY, LIMIT_S, Submitted, check_whole, config_for, until
+from gloo import on_ranks, work_here
+
+from pipeline import checkpoint, failures
+from pipeline.config import dump
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory, glyphs_root) -> Path:
+    """The same run by two plain processes."""
+    runs = tmp_path_factory.mktemp("unbroken")
+    on_ranks(2, work_here, dump(config_for(glyphs_root, runs)), str(runs / "run"))
+    return runs / "run"
+
+
+@pytest.fixture
+def submitted(tmp_path, glyphs_root):
+    """Makes a submission, and afterwards sees that nothing of it is left."""
+    made = []
+
+    def make(*, nodes: int = 3, **sections) -> Submitted:
+        made.append(Submitted(tmp_path, config_for(glyphs_root, tmp_path / "runs", **sections), nodes=nodes))
+        return made[-1]
+
+    yield make
+    for one in made:
+        family = one.family() if psutil.pid_exists(one.state().get("pid", 0)) else []
+        one.end()
+        psutil.wait_procs(family, timeout=10)
+
+
+def started(drill: Submitted, step: int = 2 * EVERY) -> Submitted:
+    """Submitted, and in the middle of training."""
+    assert drill.submit("--detach").returncode == 0
+    until(lambda: drill.reached(step) or drill.state()["name"] != "running", f"meta-step {step}")
+    assert drill.reached(step), drill.log()
+    return drill
+
+
+def lost_steps(drill: Submitted, reached: int) -> int:
+    """Meta-steps that were done again."""
+    return reached - checkpoint.latest(drill.run / "checkpoints").step
+
+
+@pytest.mark.drill("SIGTERM: saved, left with 75, resumed")
+def test_a_stopped_run_saves_and_goes_on(submitted, unbroken):
+    drill = started(submitted(nodes=2))
+    stopped = drill.call("stop", "drill")
+    assert "stopped (exit code 75: saved, can go on)" in stopped.stdout, stopped.stderr + drill.log()
+    done = drill.call("resume", "drill")
+    assert done.returncode == 0, done.stderr + drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.drill("SIGKILL of the raylet of a node with a worker")
+def test_a_node_dies(submitted, unbroken, record_property):
+    drill = started(submitted())
+    (raylet,) = [p for p in drill.family("raylet/raylet") if _has_worker(p) and "--head" not in p.cmdline()][:1]
+    raylet.kill()  # its workers with it
+    record_property("recovery_s", drill.recovery_s())
+    assert drill.until_over() == "finished", drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.drill("SIGSTOP of a worker: the others end the group")
+def test_a_worker_is_frozen(submitted, unbroken, record_property):
+    drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "step_timeout_s": 10}))
+    frozen = drill.workers()[0]
+    frozen.send_signal(signal.SIGSTOP)
+    record_property("recovery_s", drill.recovery_s())
+    assert drill.until_over() == "finished", drill.log()
+    (said,) = {failure.said for failure in failures.since_start(drill.run)}
+    assert "nothing moved for 10 s" in said and "says nothing, as one that is frozen" in said
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of a worker")
+def test_a_worker_dies(submitted, unbroken, record_property):
+    drill = started(submitted(nodes=2))
+    drill.workers()[0].kill()
+    record_property("recovery_s", drill.recovery_s())
+    assert drill.until_over() == "finished", drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of the driver, resumed")
+def test_the_driver_dies(submitted, unbroken):
+    drill = started(submitted(nodes=2))
+    (driver,) = drill.family("bin/metashard", "train")
+    driver.kill()
+    assert drill.until_over() == "failed" and drill.state()["code"] == 137
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of the head: a new cluster, the same storage")
+def test_the_head_dies(submitted, unbroken):
+    drill = started(submitted(nodes=2))
+    for process in drill.family("gcs_server"):
+        process.kill()
+    assert drill.until_over() == "failed", drill.log()
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of the process that keeps a local submission: nothing is left, resumed")
+def test_the_keeper_dies(submitted, unbroken):
+    drill = started(submitted(nodes=2))
+    family = drill.family()
+    drill.keeper().kill()
+    _, left = psutil.wait_procs(family, timeout=LIMIT_S)
+    assert not left, [process.cmdline() for process in left]
+    assert "lost" in drill.call("status", "drill").stdout
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of worker after worker: four of them, once too often, resumed")
+def test_workers_die_until_ray_gives_up(submitted, unbroken):
+    drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "max_failures": 1}))
+    drill.workers()[0].kill()
+    drill.recovery_s()
+    drill.workers()[0].kill()
+    assert drill.until_over() == "failed", drill.log()
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("damaged newest checkpoint, resumed from the one before")
+def test_the_newest_checkpoint_is_damaged(submitted, unbroken):
+    drill = started(submitted(nodes=2), 3 * EVERY)
+    drill.call("stop", "drill")
+    newest = checkpoint.all_in(drill.run / "checkpoints")[-1]
+    (newest / "optimizer.safetensors").write_bytes(b"")
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    assert "is not what was written" in drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("a second driver on one run id")
+def test_a_second_driver_is_refused(submitted, unbroken):
+    drill = started(submitted(nodes=2))
+    second = drill.call("train", str(drill.place / "run.yaml"), "--run", "drill", "workers.ray=auto", "workers.count=1")
+    assert second.returncode == 2 and "is being trained by another process" in second.stderr
+    assert drill.until_over() == "finished", drill.log()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("a node joins late")
+def test_a_node_joins_late(submitted, unbroken):
+    drill = submitted(nodes=1)
+    assert drill.submit("--detach").returncode == 0
+    until(lambda: drill.family("bin/metashard", "train"), "the driver")
+    time.sleep(5)
+    joined = _join(drill)
+    try:
+        assert drill.until_over() == "finished", drill.log()
+    finally:
+        joined.terminate()
+        joined.wait()
+    check_drill(drill, unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("a cluster too small: refused after a deadline")
+def test_a_cluster_too_small(submitted):
+    drill = submitted(nodes=1, workers={"count": 2, "threads": 1, "wait_s": 3})
+    assert drill.submit().returncode == 2
+    assert "2 workers were asked for, but the cluster has 1 CPUs after 3 s" in drill.log()
+    assert not drill.run.exists()
+
+
+def check_drill(drill: Submitted, unbroken: Path) -> None:
+    check_whole(drill.run, unbroken)
+    until(lambda: not psutil.pid_exists(drill.state()["pid"]), "the keeper's end", 30)
+
+
+def _has_worker(raylet: psutil.Process) -> bool:
+    return any("RayTrainWorker" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
+
+
+def _join(drill: Submitted) -> psutil.Popen:
+    """A second node for a cluster that waits for it, with the cluster's token."""
+    (driver,) = drill.family("bin/metashard", "train")
+    known = driver.environ()
+    from cluster.supervise import binary
+
+    command = [binary("ray"), "start", "--block", f"--address={known['RAY_ADDRESS']}", "--num-cpus=1"]
+    return psutil.Popen([*command, "--node-ip-address=127.0.0.1", "--disable-usage-stats"], env=known)
