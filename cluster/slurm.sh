@@ -11,6 +11,12 @@ say() { echo "metashard: $*" >&2; }
 leave() {
   trap : TERM USR1
   if [ ${#steps[@]} != 0 ]; then
+    # To the steps only: this script would get it too, were it told so. What does not listen is ended after a while.
+    scancel --signal=TERM "$SLURM_JOB_ID"
+    for ((left = 100; left; left--)); do
+      kill -0 "${steps[@]}" 2>/dev/null || break
+      sleep 0.1
+    done
     kill "${steps[@]}" 2>/dev/null
     wait "${steps[@]}" 2>/dev/null
     timeout 60 srun --overlap --ntasks-per-node=1 rm -rf "$temp" || say "$temp may be left on some nodes"
