@@ -40,7 +40,8 @@ def manifests(submission: Submission, spec: KubeRaySpec, sent: dict[str, str]) -
         sent: the text of each word of the command that names a file of this machine.
     """
     name = name_of(submission)
-    labels = {"app.kubernetes.io/name": "metashard", "app.kubernetes.io/instance": name}
+    # A key of our own: KubeRay gives pods other values of app.kubernetes.io/name, and the policy goes by these.
+    labels = {"metashard-job": name}
     about = {
         "name": name,
         "namespace": spec.namespace,
@@ -70,7 +71,10 @@ def manifests(submission: Submission, spec: KubeRaySpec, sent: dict[str, str]) -
 
 
 def _only_among_themselves(labels: dict[str, str]) -> dict[str, Any]:
-    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}}}
+    operator = {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/component": "kuberay-operator"}},
+    }
     return {
         "podSelector": {"matchLabels": labels},
         "policyTypes": ["Ingress"],
@@ -246,7 +250,12 @@ def to_yaml(documents: list[dict[str, Any]]) -> str:
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
+    Plain.add_representer(str, _text)
     return yaml.dump_all(documents, Dumper=Plain, sort_keys=False, width=120)
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
 
 
 def sent_with(command: list[str]) -> dict[str, str]:

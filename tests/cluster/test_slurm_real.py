@@ -163,3 +163,28 @@ def test_a_batch_script_that_is_killed_leaves_a_failed_job(target, tmp_path, pla
     until(lambda: target.state(job).is_over)
     assert target.state(job).name == "failed"
     until(lambda: not list(place.glob("joined.*")))
+
+
+def test_real_ray_over_two_nodes(target, tmp_path, place, monkeypatch):
+    """Both nodes are this machine; each has an executable of the command's own choosing run on it, and nothing is left."""
+    environment = Path(sys.executable).parent
+    told = (
+        "import ray; ray.init(); print(sum(node['Alive'] for node in ray.nodes()), int(ray.cluster_resources()['CPU']))"
+    )
+    for name, line in {
+        "ray": f'exec {environment}/ray "$@"',
+        "python": f'exec {environment}/python "$@"',
+        "metashard": f'exec {environment}/python -c "{told}"',
+    }.items():
+        (tmp_path / "bin" / name).unlink()
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    real = Slurm(target.spec.model_copy(update={"start_s": 240}))
+    job = submit(real, tmp_path, "train")
+    log = list(real.follow(job))
+    assert real.state(job) == ("finished", 0, ""), "\n".join([*log, (tmp_path / "a job" / "slurm-1.ray").read_text()])
+    assert "2 2" in log
+    started = f"ms-{job.partition('@')[0]}-0"
+    until(lambda: not subprocess.run(["pgrep", "-f", started], capture_output=True).stdout)
+    assert not Path("/tmp", started).exists()
