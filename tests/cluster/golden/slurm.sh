@@ -116,6 +116,8 @@ address_of() {
   esac
 }
 
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])'; }
+
 trap 'hand_on TERM' TERM
 trap 'hand_on USR1' USR1
 [ ! -e "$job.stopped" ] || leave "$drained"
@@ -125,15 +127,14 @@ setup || fail "a line of setup failed"
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(address_of "$first")
 [ -n "$address" ] || fail "$first has no address${interface:+ on interface $interface}; set interface in the cluster's file"
-if [ "$port" = 0 ]; then
-  port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])') || fail "there is no python; set setup or bin in the cluster's file"
-fi
+free=$(free_port) || fail "there is no python; set setup or bin in the cluster's file"
+[ "$port" != 0 ] || port=$(free_port)
 export RAY_ADDRESS=$address:$port
 
-# The ports of all but the head are chosen by the system, so that jobs can share a node.
+# All ports are free ones, so that jobs can share a node; Ray's client server, which nothing uses here, insists on one too.
 srun "${share[@]}" --nodes=1 --ntasks=1 --nodelist="$first" \
   ray start --head --block --node-ip-address="$address" --port="$port" --num-cpus="$cpus" --num-gpus="$gpus" \
-  --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 --ray-client-server-port=0 \
+  --dashboard-host=127.0.0.1 --dashboard-agent-listen-port=0 --ray-client-server-port="$free" \
   --temp-dir="$temp" --disable-usage-stats >>"$job.ray" 2>&1 &
 steps+=($!)
 until (: >"/dev/tcp/$address/$port") 2>/dev/null; do
