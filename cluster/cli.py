@@ -15,7 +15,7 @@ from rich.table import Table
 
 from cluster import security, spec, submission
 from cluster.errors import SubmitError
-from cluster.spec import AnySpec, LocalSpec, RaySpec
+from cluster.spec import AnySpec, KubeRaySpec, LocalSpec, RaySpec, SlurmSpec
 from cluster.submission import Submission
 from cluster.target import DRAINED, Check, State, Target
 
@@ -231,5 +231,13 @@ def _target(asked: AnySpec, jobs: Path) -> Target:
             from cluster.jobs import RayJobs
 
             return RayJobs(asked)
+        case SlurmSpec():
+            from cluster.slurm import Slurm
+
+            return Slurm(asked)
+        case KubeRaySpec():
+            from cluster.kuberay import KubeRay
+
+            return KubeRay(asked)
         case _:
             assert_never(asked)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -13,10 +13,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from cluster.errors import SubmitError
@@ -54,7 +56,7 @@ class LocalSpec(Spec):
     nodes: PositiveInt = 2
     cpus: PositiveInt = 1
     """CPUs that each node says it has."""
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: NonNegativeInt = 0
     """GPUs of each node; the first node has the first of this machine, and so on."""
     start_s: PositiveInt = 120
     """How long the first node may take to answer."""
@@ -79,9 +81,133 @@ class RaySpec(Spec):
     needs: Needs = Needs()
 
 
-AnySpec = Annotated[LocalSpec | RaySpec, Field(discriminator="kind")]
+Line = Annotated[str, Field(pattern=r"^[^\r\n]*$")]
+"""Text that stands in one line of a script."""
+Option = Annotated[str, Field(pattern=r"^--[a-z][^\r\n]*$")]
+
+
+class SlurmSpec(Spec):
+    """A Slurm cluster: one job, Ray on each of its nodes. The folders of submissions must be seen by all nodes."""
+
+    kind: Literal["slurm"]
+    nodes: PositiveInt = 1
+    cpus: PositiveInt = 1
+    """Of each node, as are GPUs and memory."""
+    gpus: NonNegativeInt = 0
+    gpu_type: Line = ""
+    memory: Annotated[str, Field(pattern=r"^([0-9]+[KMGT]?)?$")] = ""
+    """As 64G; empty: what the partition gives."""
+    time: Annotated[str, Field(pattern=r"^([0-9]+|([0-9]+-)?[0-9]{1,2}(:[0-9]{2}){1,2}|[0-9]+-[0-9]{1,2})$")] = (
+        "1-00:00:00"
+    )
+    """Time limit as Slurm writes it; `grace_s` before it the job saves, leaves and is queued again."""
+    partition: Line = ""
+    account: Line = ""
+    qos: Line = ""
+    options: tuple[Option, ...] = ()
+    """More options of sbatch, as --constraint=a100."""
+    setup: tuple[Line, ...] = ()
+    """Shell lines that the job runs first, as `module load cuda`; all its nodes inherit what they set."""
+    bin: Line = ""
+    """Folder of metashard, ray and python; empty: they are on the PATH once `setup` has run."""
+    working_dir: Path = Path(".")
+    """Where the command runs, on all nodes."""
+    temp_dir: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]{0,20}$")] = "/tmp"
+    """A node's own disk for Ray's sockets (their path must be short), logs and spilled objects."""
+    interface: Line = ""
+    """Network interface that the nodes speak over, as ib0; empty: the one that Slurm itself uses."""
+    port: NonNegativeInt = 0
+    """Of Ray on the first node; 0: a free one, so that jobs can share a node."""
+    start_s: PositiveInt = 300
+    """How long the nodes may take to join."""
+
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]
+Name = Annotated[str, Field(pattern=r"^([a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?)?$")]
+
+
+class Toleration(BaseModel):
+    """A taint that pods may stand on, as that of spot nodes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: str
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: str = ""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+
+
+class Pods(BaseModel):
+    """What each pod of a group gets, and which nodes it may stand on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpus: PositiveInt = 2
+    memory: Quantity = "8Gi"
+    gpus: NonNegativeInt = 0
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[Toleration, ...] = ()
+
+
+class Workers(Pods):
+    """The pods that train, from `min` to `max` of them."""
+
+    min: NonNegativeInt = 1
+    max: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Workers:
+        if self.min > self.max:
+            raise ValueError(f"min = {self.min} is larger than max = {self.max}; raise the one or lower the other")
+        return self
+
+
+class Volume(BaseModel):
+    """A PersistentVolumeClaim that is there, and where pods see it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    claim: Annotated[Name, Field(min_length=1)]
+    path: Annotated[str, Field(pattern=r"^/[A-Za-z0-9._/-]+$")]
+    read_only: bool = False
+
+
+class KubeRaySpec(Spec):
+    """A Kubernetes cluster with the KubeRay operator: one RayJob."""
+
+    kind: Literal["kuberay"]
+    image: Line
+    """Has metashard and this version of Ray, as cluster/Dockerfile makes it."""
+    ray: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+\.[0-9]+$")] = "2.60.0"
+    pull_secret: Name = ""
+    namespace: Name = "default"
+    context: Line = ""
+    """Of the kubeconfig; empty: its current one."""
+    service_account: Name = ""
+    """Gives pods access to an object store (IRSA, workload identity)."""
+    token_secret: Name = ""
+    """Secret with the key auth_token; empty: KubeRay makes one for the job."""
+    env_secret: Name = ""
+    """Secret whose keys are variables of the job, as the credentials of an object store."""
+    head: Pods = Pods()
+    workers: Workers = Workers()
+    volumes: tuple[Volume, ...] = ()
+    """Packed data, and where runs are written: the latter on a volume that many nodes may write (ReadWriteMany)."""
+    cache: Quantity = "50Gi"
+    """Limit of a pod's disk for /cache and /tmp each."""
+    start_s: PositiveInt = 1800
+    """How long the pods may take to come."""
+    deadline_s: NonNegativeInt = 0
+    """How long the whole job may take; 0: no limit."""
+    retries: NonNegativeInt = 3
+    """How often KubeRay starts a failed or drained job again, which then goes on from its checkpoint."""
+    ttl_s: NonNegativeInt = 3600
+    """How long a finished job and its log are kept."""
+
+
+AnySpec = Annotated[LocalSpec | RaySpec | SlurmSpec | KubeRaySpec, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[AnySpec] = TypeAdapter(AnySpec)
-KINDS = {"local": LocalSpec, "ray": RaySpec}
+KINDS = {"local": LocalSpec, "ray": RaySpec, "slurm": SlurmSpec, "kuberay": KubeRaySpec}
 
 
 def load(path: Path) -> AnySpec:
@@ -126,7 +252,10 @@ def _sentence(fault: Any, model: type[BaseModel]) -> str:
 
 def _keys(model: type[BaseModel], path: list[str]) -> list[str]:
     for part in path:
-        inner = model.model_fields[part].annotation
+        if part.isdigit():
+            continue
+        annotation = model.model_fields[part].annotation
+        inner = next(iter(get_args(annotation)), annotation)
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return []
         model = inner
