@@ -34,6 +34,11 @@ test-all: .venv/installed ## every test, the long ones too
 	$(BIN)/python -m pytest -m "not ray"
 	$(BIN)/python -m pytest -m ray
 
+drills: .venv/installed ## every fault that a run must survive, as a table in runs/drills.md
+	mkdir -p runs
+	$(BIN)/python -m pytest -m drill --drills runs/drills.md
+	@cat runs/drills.md
+
 check: .venv/installed ## lint, format, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +62,4 @@ results: .venv/installed ## the table of all methods in docs/results.md (hours; 
 clean: ## remove packed data, runs and the environment
 	rm -rf .venv data/glyphs runs *.egg-info
 
-.PHONY: help install train test test-all check ui bench results clean
+.PHONY: help install train test test-all drills check ui bench results clean

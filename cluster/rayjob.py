@@ -189,6 +189,21 @@ def _submitter(spec: KubeRaySpec, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
+_UNITS = {
+    "": 1,
+    "m": 1e-3,
+    **{u: 1000**n for n, u in enumerate("KMGT", 1)},
+    **{f"{u}i": 1024**n for n, u in enumerate("KMGT", 1)},
+}
+_CACHE_SHARE = 0.9
+"""Of a pod's disk, above whose limit Kubernetes ends the pod."""
+
+
+def _cache_gib(quantity: str) -> str:
+    number = quantity.rstrip("KMGTim")
+    return f"{_CACHE_SHARE * float(number) * _UNITS[quantity.removeprefix(number)] / 2**30:.3g}"
+
+
 def _template(
     spec: KubeRaySpec, pods: Pods, labels: dict[str, str], environment: dict[str, str], leave: str, *, sent: str
 ) -> dict[str, Any]:
@@ -196,7 +211,12 @@ def _template(
     is_head = bool(sent)
     room = {"cpu": str(pods.cpus), "memory": pods.memory, **({"nvidia.com/gpu": str(pods.gpus)} if pods.gpus else {})}
     # A command that Ray stops gets this long between SIGTERM and SIGKILL.
-    own = {"HOME": "/tmp", "XDG_CACHE_HOME": "/cache", "RAY_JOB_STOP_WAIT_TIME_S": str(spec.grace_s)}
+    own = {
+        "HOME": "/tmp",
+        "METASHARD_CACHE": "/cache",
+        "METASHARD_CACHE_GIB": _cache_gib(spec.cache),
+        "RAY_JOB_STOP_WAIT_TIME_S": str(spec.grace_s),
+    }
     disks = {name: {"emptyDir": {"sizeLimit": spec.cache}} for name in ("tmp", "cache")}
     disks |= {
         f"volume-{number}": {"persistentVolumeClaim": {"claimName": volume.claim, "readOnly": volume.read_only}}

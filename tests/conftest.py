@@ -55,7 +55,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def drill(request, record_property) -> None:
     """The name of the fault goes into the report, from which the table is made."""
     if marker := request.node.get_closest_marker("drill"):
-        record_property("drill", marker.args[0])
+        case = f" ({request.node.callspec.id})" if hasattr(request.node, "callspec") else ""
+        record_property("drill", marker.args[0] + case)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

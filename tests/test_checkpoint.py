@@ -216,6 +216,7 @@ def test_an_empty_or_absent_folder_holds_none(tmp_path):
 
 
 @pytest.mark.parametrize("survives", range(3))
+@pytest.mark.drill("killed between two files of a checkpoint")
 def test_a_save_killed_in_the_middle_is_not_read(folder, trained, monkeypatch, survives):
     """Whatever number of its tensor files and its manifest were written, the one before is the latest."""
     calls = []
@@ -257,6 +258,7 @@ def test_pruning_keeps_the_newest_and_the_best(folder, keep, best, left):
     assert latest(folder).step == 6
 
 
+@pytest.mark.drill("disk full during a checkpoint")
 def test_a_full_disk_is_one_line_and_gives_its_room_back(folder, trained, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

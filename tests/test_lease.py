@@ -36,6 +36,7 @@ def test_two_drivers_on_one_machine(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
+@pytest.mark.drill("two drivers on two machines")
 def test_two_drivers_on_two_machines(tmp_path, unlocked):
     with lease(tmp_path, "one"):
         with pytest.raises(InputError, match=rf"trained by process {os.getpid()} of one"), lease(tmp_path, "two"):
@@ -43,6 +44,7 @@ def test_two_drivers_on_two_machines(tmp_path, unlocked):
         assert json.loads((tmp_path / "lease.json").read_text())["host"] == "one"
 
 
+@pytest.mark.drill("driver of another machine dead")
 def test_a_dead_holder_elsewhere_is_waited_for_and_taken_over(tmp_path, unlocked):
     (tmp_path / "lease.json").write_text(json.dumps({"host": "one", "pid": 1, "nonce": "x", "beat": 7}))
     began = time.monotonic()
@@ -63,6 +65,7 @@ def test_a_dead_holder_of_this_machine_is_not_waited_for(tmp_path):
         assert time.monotonic() - began < 1
 
 
+@pytest.mark.drill("driver was cut off and taken over")
 def test_who_was_taken_over_hears_of_it(tmp_path, unlocked):
     heard = threading.Event()
     with lease(tmp_path, "one", lost=heard.set):

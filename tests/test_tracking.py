@@ -293,6 +293,7 @@ def test_no_mlflow_is_imported_by_those_who_train():
 
 
 @pytest.mark.slow
+@pytest.mark.drill("MLflow's database locked")
 def test_a_locked_database_delays_and_loses_nothing(run, uri):
     told = Spool(run)
     sender = Sender(run, uri=uri)
@@ -345,6 +346,7 @@ def test_the_sender_of_a_killed_run_sends_the_rest_and_ends(run, uri):
 
 @pytest.mark.slow
 @pytest.mark.smoke
+@pytest.mark.drill("MLflow killed in the middle of a run")
 def test_a_server_killed_in_the_middle_of_a_run(tmp_path):
     """Training goes on, and after `sync` the series is complete, each step once, in one run."""
     run = tmp_path / "runs" / "x"

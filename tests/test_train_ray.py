@@ -87,6 +87,7 @@ def test_workers_of_a_node_read_a_store_together(unbroken, tmp_path, glyphs_root
     assert chunks and len(chunks) == len(set(chunks))
 
 
+@pytest.mark.drill("SIGKILL of a worker, on a cluster that stays")
 def test_a_killed_worker_does_not_change_the_outcome(unbroken, tmp_path, glyphs_root):
     """SIGKILL of a worker in mid-run: the run goes on by itself and ends with the same bits."""
     import threading
@@ -112,6 +113,7 @@ def test_a_killed_worker_does_not_change_the_outcome(unbroken, tmp_path, glyphs_
     assert list(history(finished.folder).series["train/loss"]) == list(range(1, STEPS + 1))
 
 
+@pytest.mark.drill("SIGKILL of a driver with its own Ray")
 def test_a_killed_driver_is_resumed_to_the_same_bits(unbroken, tmp_path, glyphs_root):
     """SIGKILL of the driver, in a session of its own, then `--resume`."""
     config = config_for(glyphs_root, tmp_path)

@@ -59,6 +59,7 @@ def test_what_moves_while_the_ranks_are_heard_goes_on(tmp_path):
     assert not ended and not failures.since_start(tmp_path)
 
 
+@pytest.mark.drill("a rank skips a barrier: named")
 def test_the_rank_that_skipped_a_barrier_and_the_one_that_is_frozen_are_named(tmp_path):
     ended: list[int] = []
     with watchdog(tmp_path, ended, rank=0, world=3) as first, watchdog(tmp_path, ended, rank=1, world=3) as second:
@@ -99,6 +100,7 @@ def test_a_new_driver_and_half_a_line_count_for_nothing(tmp_path):
     assert not failures.stubborn(tmp_path)
 
 
+@pytest.mark.drill("a bug fails twice at one meta-step: the run ends")
 def test_a_worker_notes_its_error_and_does_not_try_a_third_time(tmp_path, glyphs_root, monkeypatch):
     """As under Ray, which starts the workers anew after each failure."""
     config = small_config(glyphs_root, tmp_path)

@@ -92,6 +92,8 @@ def test_a_failure(target, tmp_path, place):
     assert all_ended(place)
 
 
+@pytest.mark.smoke
+@pytest.mark.drill("Slurm: drained, queued again, goes on")
 def test_a_drained_job_is_queued_again_and_goes_on(target, tmp_path, place):
     job = submit(target, tmp_path, "drain")
     log = "\n".join(target.follow(job))
@@ -100,6 +102,7 @@ def test_a_drained_job_is_queued_again_and_goes_on(target, tmp_path, place):
     assert all_ended(place, 4)
 
 
+@pytest.mark.drill("Slurm: stopped, saved, not queued again")
 def test_stop_saves_and_does_not_queue_again(target, tmp_path, place):
     job = submit(target, tmp_path, "wait")
     until((place / "waits").exists)

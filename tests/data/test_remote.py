@@ -122,6 +122,7 @@ def spoil(data: Path, row: int) -> None:
     [["500"], ["503", "429", "500"], ["short"], ["other"], ["whole"], ["slow"], ["reset", "reset"]],
     ids=" ".join,
 )
+@pytest.mark.drill("store answers wrongly, then well")
 def test_what_passes_is_tried_again(served, data, monkeypatch, script):
     monkeypatch.setattr(remote, "REQUEST_S", 0.3)
     shards = Shards(Index.open(served.url))
@@ -164,6 +165,7 @@ def test_what_will_not_pass_is_told_at_once(served, code, match):
 
 
 @pytest.mark.parametrize("ignores", [False, True], ids=["if-match", "compared after"])
+@pytest.mark.drill("object changed in the store: refused")
 def test_an_object_that_changed_is_refused(served, data, ignores):
     served.ignores_if_match = ignores
     shards = Shards(Index.open(served.url))
@@ -218,6 +220,7 @@ def test_no_signature_of_a_redirect_is_told(served):
     assert "SECRET" not in str(caught.value)
 
 
+@pytest.mark.drill("cached bytes damaged on disk")
 def test_a_damaged_chunk_is_fetched_once_more(served, data, node):
     shards = Shards(Index.open(served.url))
     expected = shards.read(5, "image")
@@ -257,6 +260,7 @@ sys.stdout.buffer.write(b"".join(shards.read(row, "image") for row in range(len(
 """
 
 
+@pytest.mark.drill("two processes want the same bytes at once")
 def test_processes_share_what_one_fetched(served, data):
     """Index and reader travel as their place alone; no byte comes twice to a node."""
     shards = Shards(Index.open(served.url))
@@ -276,6 +280,7 @@ def test_processes_share_what_one_fetched(served, data):
     assert len(asked) == len({*asked}) == sum(stop - start > 0 for _, start, stop in served.ranges)
 
 
+@pytest.mark.drill("disk of the cache full")
 def test_a_full_disk_stops_nothing(served, data, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
