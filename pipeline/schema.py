@@ -599,7 +599,11 @@ class WorkersConfig(Config):
     wait_s: Annotated[FiniteFloat, Number, Field(ge=0)] = 60.0
     """How long to wait for the nodes of a cluster that is joined."""
     max_failures: NonNegativeInt = 3
+    """How often the workers are started anew after one of them was lost."""
+    replace_s: PositiveFloat = 1800.0
+    """How long to wait for nodes in the place of lost ones."""
     step_timeout_s: PositiveInt = 1800
+    """After how long without any movement in a worker the workers are started anew."""
 
 
 class TrackingConfig(Config):

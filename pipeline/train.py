@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -41,6 +42,8 @@ RUN_ENV = "METASHARD_RUN"
 """The variable in which a cluster's job finds its run id."""
 COLLECTIVE_S = 60
 """Seconds by which a collective waits longer than the watchdog, besides as long again."""
+GROUP_START_S = 60
+"""Seconds that Ray Train waits for a group of workers before it tries anew; its own default."""
 DRAINED = 75
 """The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
@@ -268,7 +271,7 @@ def _on_ray(job: Job, config: RunConfig) -> None:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
     trainer = TorchTrainer(
         _ray_worker,
@@ -282,11 +285,17 @@ def _on_ray(job: Job, config: RunConfig) -> None:
             # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
             name=f"ray-{secrets.token_hex(4)}",
             storage_path=str(job.folder / "ray"),
-            failure_config=FailureConfig(max_failures=config.workers.max_failures),
+            failure_config=FailureConfig(
+                max_failures=config.workers.max_failures,
+                controller_failure_limit=math.ceil(config.workers.replace_s / GROUP_START_S),
+            ),
         ),
     )
     try:
         _in_thread(trainer.fit)
+    except ControllerError as error:
+        said = str(error.controller_failure).partition(chr(10))[0]
+        raise RunFailed(f"{job.folder}: the workers did not start again ({said}); add nodes, then resume it") from error
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, InputError):

@@ -188,6 +188,18 @@ def test_a_cluster_too_small(submitted):
     assert not drill.run.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.drill("SIGKILL of a node for which there is no other: a deadline, resumed on a new cluster")
+def test_a_lost_node_is_not_waited_for_without_end(submitted, unbroken):
+    drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "replace_s": 1}))
+    (raylet,) = [process for process in drill.family("raylet/raylet") if "--head" not in process.cmdline()]
+    raylet.kill()
+    assert drill.until_over() == "failed", drill.log()
+    assert "the workers did not start again" in drill.log() and "Traceback" not in drill.log()
+    assert drill.call("resume", "drill").returncode == 0, drill.log()
+    check_drill(drill, unbroken)
+
+
 def check_drill(drill: Submitted, unbroken: Path) -> None:
     check_whole(drill.run, unbroken)
     until(lambda: not psutil.pid_exists(drill.state()["pid"]), "the keeper's end", 30)
