@@ -22,7 +22,8 @@ import psutil
 from cluster import security, submission
 from cluster.spec import LocalSpec, parse
 
-STATE_FILE, LOG_FILE, TOKEN_FILE = "state.json", "log", "token"
+STATE_FILE, LOG_FILE, TOKEN_FILE, PLACE_FILE = "state.json", "log", "token", "place"
+_PLACE = "metashard-"
 _PR_SET_PDEATHSIG = 1
 _NODE_LEAVES_S = 8.0
 
@@ -120,7 +121,9 @@ def _nodes(spec: LocalSpec, variables: dict[str, str], logs: Path) -> Iterator[s
 
     Their sockets lie in a folder with a short name: the system allows 107 characters. Each node has a cache of its own.
     """
-    place = Path(tempfile.mkdtemp(prefix="metashard-", dir="/tmp"))
+    _clear(logs.parent)
+    place = Path(tempfile.mkdtemp(prefix=_PLACE, dir="/tmp"))
+    (logs / PLACE_FILE).write_text(place.name)
     port = free_port()
     address = f"127.0.0.1:{port}"
     first = ["--head", f"--port={port}", "--dashboard-host=127.0.0.1", f"--dashboard-port={free_port()}"]
@@ -139,6 +142,14 @@ def _nodes(spec: LocalSpec, variables: dict[str, str], logs: Path) -> Iterator[s
     finally:
         end(list(reversed(nodes)), wait_s=_NODE_LEAVES_S)
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _clear(run: Path) -> None:
+    """Remove what earlier attempts left in /tmp whose keeper was killed; the run's own lock says that none of them goes on."""
+    for path in run.glob(f"attempt-*/{PLACE_FILE}"):
+        name = path.read_text()
+        if name.startswith(_PLACE) and "/" not in name:
+            shutil.rmtree(Path("/tmp") / name, ignore_errors=True)
 
 
 def _node(role: list[str], spec: LocalSpec, variables: dict[str, str], log: BinaryIO) -> subprocess.Popen[bytes]:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -213,3 +214,12 @@ def test_a_run_id_says_what_runs(verb):
     assert submission.new_id(["pack", "images", "tars"]).startswith("pack-20")
     with pytest.raises(SubmitError):
         submission.check_id("x" * 101)
+
+
+def test_what_a_killed_keeper_left_in_tmp_goes_with_the_next_attempt(tmp_path):
+    left = Path(tempfile.mkdtemp(prefix="metashard-", dir="/tmp"))
+    for number, name in enumerate((left.name, "../etc", "other")):
+        (tmp_path / f"attempt-{number}").mkdir()
+        (tmp_path / f"attempt-{number}" / supervise.PLACE_FILE).write_text(name)
+    supervise._clear(tmp_path)
+    assert not left.exists() and Path("/etc").exists()

@@ -52,6 +52,7 @@ def lost_steps(drill: Submitted, reached: int) -> int:
     return reached - checkpoint.latest(drill.run / "checkpoints").step
 
 
+@pytest.mark.slow
 @pytest.mark.drill("SIGTERM: saved, left with 75, resumed")
 def test_a_stopped_run_saves_and_goes_on(submitted, unbroken):
     drill = started(submitted(nodes=2))
@@ -125,12 +126,15 @@ def test_the_keeper_dies(submitted, unbroken):
     _, left = psutil.wait_procs(family, timeout=LIMIT_S)
     assert not left, [process.cmdline() for process in left]
     assert "lost" in drill.call("status", "drill").stdout
+    place = Path("/tmp", (drill.place / ".metashard/drill/attempt-1/place").read_text())
+    assert place.exists()
     assert drill.call("resume", "drill").returncode == 0, drill.log()
+    assert not place.exists()
     check_drill(drill, unbroken)
 
 
 @pytest.mark.slow
-@pytest.mark.drill("SIGKILL of worker after worker: four of them, once too often, resumed")
+@pytest.mark.drill("SIGKILL of one worker too many, resumed")
 def test_workers_die_until_ray_gives_up(submitted, unbroken):
     drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "max_failures": 1}))
     drill.workers()[0].kill()
