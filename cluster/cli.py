@@ -24,7 +24,6 @@ DETACHED = 130
 """The code after Ctrl-C: the job goes on, and nobody knows yet how it ends."""
 WRONG_INPUT = 2
 """The code of a command whose input was wrong: it would be as wrong a second time."""
-_LOST_TRIES = 3
 
 Jobs = Annotated[Path, typer.Option("--jobs", help="folder in which submissions are kept")]
 Run = Annotated[str, typer.Argument(help="run id", show_default=False)]
@@ -118,12 +117,14 @@ def stop(
     target = _of(one, jobs)
     state = target.state(one.job)
     if state.is_over and not force:
-        raise SubmitError(f"run {run!r} is over: {_told(state)}; go on with: metashard resume {run}")
+        raise SubmitError(f"run {run!r} is over: {_told(state)}; go on with: metashard resume {_named(run, jobs)}")
     target.stop(one.job, force=force)
     limit = time.monotonic() + one.spec["grace_s"] + 60
     while wait and not (state := target.state(one.job)).is_over:
         if time.monotonic() > limit:
-            raise SubmitError(f"run {run!r} is still {state.name}; end it now: metashard stop --force {run}")
+            raise SubmitError(
+                f"run {run!r} is still {state.name}; end it now: metashard stop --force {_named(run, jobs)}"
+            )
         time.sleep(0.5)
     print(f"{run}: {_told(state) if wait else 'asked to stop'}")
 
@@ -166,12 +167,16 @@ def _checked(checks: Sequence[Check]) -> None:
 
 
 def _tell(one: Submission, jobs: Path) -> None:
-    where = "" if jobs == JOBS else f" --jobs {jobs}"
     lines = [f"run        {one.id} on {one.spec['kind']}, attempt {one.attempt}"]
     if one.spec["mlflow"]:
         lines.append(f"MLflow     {one.spec['mlflow']}")
-    lines.append(f"next       metashard status|logs -f|stop|resume{where} {one.id}")
+    lines.append(f"next       metashard status|logs -f|stop|resume {_named(one.id, jobs)}")
     print("\n".join(lines), flush=True)
+
+
+def _named(run: str, jobs: Path) -> str:
+    """What a verb must be told to find a run."""
+    return run if jobs == JOBS else f"--jobs {jobs} {run}"
 
 
 def _followed(name: str, jobs: Path, retries: int) -> None:
@@ -184,8 +189,9 @@ def _followed(name: str, jobs: Path, retries: int) -> None:
             print(f"metashard: {_told(state)}; starting it again, {left - 1} more after that", file=sys.stderr)
             _send(submission.known(name, jobs), jobs, is_resumed=True)
     except KeyboardInterrupt:
+        found = _named(name, jobs)
         print(
-            f"\ndetached; {name} goes on. See it: metashard logs -f {name}   end it: metashard stop {name}",
+            f"\ndetached; {name} goes on. See it: metashard logs -f {found}   end it: metashard stop {found}",
             file=sys.stderr,
         )
         raise typer.Exit(DETACHED) from None
@@ -201,10 +207,12 @@ def _follow_one(one: Submission, jobs: Path) -> State:
 
 
 def _told(state: State) -> str:
-    code = (
-        "" if state.code in (None, 0) else f" (exit code {state.code}{': saved, can go on' * (state.code == DRAINED)})"
-    )
-    return f"{state.name}{code}{': ' * bool(state.message)}{state.message}"
+    told = state.name
+    if state.code == DRAINED:
+        told += f" (exit code {DRAINED}: saved, can go on)"
+    elif state.code:
+        told += f" (exit code {state.code})"
+    return f"{told}: {state.message}" if state.message else told
 
 
 def _state_or_fault(one: Submission, jobs: Path) -> State:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cluster.errors import SubmitError
 
-_SECRET_NAME = re.compile(r"token|secret|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"token(?!iz)|secret|passw|credential|api_?key|access_?key|private_?key", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"://[^/\s@]*:[^/\s@]*@")
 TOKEN_ENV, TOKEN_PATH_ENV, MODE_ENV = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"
 

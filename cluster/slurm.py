@@ -56,6 +56,7 @@ def script(submission: Submission, spec: SlurmSpec) -> str:
         "port": spec.port,
         "temp_dir": spec.temp_dir,
         "start_s": spec.start_s,
+        "requeues": spec.requeues,
         "drained": DRAINED,
     }
     exported = {MODE_ENV: "token", TOKEN_PATH_ENV: str(submission.folder / "token"), **submission.environment}

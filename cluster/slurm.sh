@@ -22,9 +22,13 @@ leave() {
     timeout 60 srun --overlap --ntasks-per-node=1 rm -rf "$temp" || say "$temp may be left on some nodes"
   fi
   if [ "$1" = "$drained" ] && [ ! -e "$job.stopped" ]; then
-    say "saved and left; queued again, to go on from there"
-    scontrol requeue "$SLURM_JOB_ID" && exit "$drained"
-    say "Slurm does not queue this job again; go on with: metashard resume $METASHARD_RUN"
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
+      say "saved and left, and was queued again requeues = $requeues times; go on with: metashard resume $METASHARD_RUN"
+    else
+      say "saved and left; queued again, to go on from there"
+      scontrol requeue "$SLURM_JOB_ID" && exit "$drained"
+      say "Slurm does not queue this job again; go on with: metashard resume $METASHARD_RUN"
+    fi
   fi
   echo "$1" >"$job.exit.partial" && mv "$job.exit.partial" "$job.exit"
   exit "$1"

@@ -120,6 +120,8 @@ class SlurmSpec(Spec):
     """Of Ray on the first node; 0: a free one, so that jobs can share a node."""
     start_s: PositiveInt = 300
     """How long the nodes may take to join."""
+    requeues: NonNegativeInt = 100
+    """How often a job that saved and left is queued again: one whose `grace_s` is as long as its `time` would never end."""
 
 
 Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")]

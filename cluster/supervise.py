@@ -216,6 +216,7 @@ def _end_with_parent() -> None:
 
 
 def free_port() -> int:
+    """A port of this machine that nobody listened on just now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

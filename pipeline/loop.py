@@ -177,18 +177,27 @@ def meta_train(
                 "train/skipped": float(progress.skipped),
                 "time/step_s": step_s,
                 "time/episodes_per_s": budget.batch / step_s,
-                "time/data_wait_share": table[:, 1].max().item() / step_s,
-                "time/inner_s": table[:, 2].max().item(),
-                "time/outer_s": table[:, 3].max().item(),
                 "time/wait_for_ranks_s": reduce_s,
-                "time/rank_spread": (table[:, 2].max() / table[:, 2].min()).item(),
-                **{f"rank/{number}/inner_s": s for number, s in enumerate(table[:, 2].tolist()) if len(table) > 1},
+                **_times(table[:, 1:4], step_s),
             },
         )
         if totals[0]:
             progress.stopped = ASKED
         _look(budget, hooks, progress)
     return progress
+
+
+def _times(told: Tensor, step_s: float) -> dict[str, float]:
+    """What took a meta-step's time, from (ranks, 3) seconds: waiting for data, inner loops, backward."""
+    waited, inner, outer = told.unbind(1)
+    ranks_s = {f"rank/{number}/inner_s": s for number, s in enumerate(inner.tolist())} if len(told) > 1 else {}
+    return {
+        "time/data_wait_share": waited.max().item() / step_s,
+        "time/inner_s": inner.max().item(),
+        "time/outer_s": outer.max().item(),
+        "time/rank_spread": (inner.max() / inner.min()).item(),
+        **ranks_s,
+    }
 
 
 def _finite(value: float) -> bool:

@@ -36,8 +36,6 @@ from pipeline.worker import STOP_FILE, Job, work
 CONFIG_FILE = "config.yaml"
 MAKER = "make_learner"
 """The tag that says who made the learner, where it was not the config."""
-
-
 RUN_ENV = "METASHARD_RUN"
 """The variable in which a cluster's job finds its run id."""
 COLLECTIVE_S = 60
@@ -102,11 +100,7 @@ def fit(
         status = "FAILED"
         try:
             with watch(folder, config.meta.steps), _stoppable(folder) as signals:
-                if is_alone:
-                    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-                    work(job, device=device, report=lambda metrics: None)
-                else:
-                    _on_ray(job, config)
+                _here(job) if is_alone else _on_ray(job, config)
             for failure in failures.since_start(folder):
                 print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
             if said := failures.stubborn(folder):
@@ -236,6 +230,12 @@ def _taken_over() -> None:
     """Another driver goes on with the run: this one must not write into it any more, not even to save."""
     print("metashard: another driver has taken this run over; ending", file=sys.stderr, flush=True)
     os._exit(1)
+
+
+def _here(job: Job) -> None:
+    """One worker, in this process."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    work(job, device=device, report=lambda metrics: None)
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:

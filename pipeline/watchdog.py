@@ -69,11 +69,11 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self.limit_s / 4)):
-            if time.monotonic() - self.place.since_s > self.limit_s:
-                self._bark(self.place)
+            if time.monotonic() - self.place.since_s > self.limit_s and self._bark(self.place):
                 return
 
-    def _bark(self, place: Place) -> None:
+    def _bark(self, place: Place) -> bool:
+        """Whether it has ended the process: not if something moved meanwhile."""
         self._path(self.rank).parent.mkdir(exist_ok=True)
         with self._path(self.rank).open("w") as file:
             file.write(f"{place.step} {place.doing}\n")
@@ -82,11 +82,12 @@ class Watchdog:
         # All ranks wait for the slowest, so that they bark together; one that moves after all ends nothing.
         if self._over.wait(self.hearing_s) or self.place != place:
             self._path(self.rank).unlink()
-            return
+            return False
         heard = {rank: self._heard(rank) for rank in range(self.world)}
         if self.rank == min(rank for rank, said in heard.items() if said):
             failures.note(self.run, Failure(place.step, self.rank, self._told(heard)))
         self._end(STUCK)
+        return True
 
     def _heard(self, rank: int) -> str:
         try:

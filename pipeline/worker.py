@@ -25,7 +25,7 @@ from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, frozen
-from pipeline.engine import Engine, Plan, Trial, measure, signature
+from pipeline.engine import LOOP, Engine, Plan, Trial, measure, signature
 from pipeline.episode import Episode
 from pipeline.errors import InputError
 from pipeline.judging import Place, Score, judge, shared_score
@@ -64,10 +64,11 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
     """
     if ranks.told_by_first(failures.stubborn(job.folder)):
         return
-    limit_s = parse(job.config, "job").workers.step_timeout_s
+    config = parse(job.config, "job")
+    limit_s = config.workers.step_timeout_s
     with Watchdog(job.folder, rank=ranks.rank(), world=ranks.world(), limit_s=limit_s) as watchdog:
         try:
-            _train(job, device, report, watchdog)
+            _train(job, config, device, report, watchdog)
         except InputError:
             raise
         except Exception as error:
@@ -76,8 +77,7 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
             raise
 
 
-def _train(job: Job, device: torch.device, report: Report, watchdog: Watchdog) -> None:
-    config = parse(job.config, "job")
+def _train(job: Job, config: RunConfig, device: torch.device, report: Report, watchdog: Watchdog) -> None:
     index = Index.open(config.data.root)
     saved = _latest(job.folder / "checkpoints")
     _set_threads(config, saved)
@@ -183,7 +183,7 @@ def _plan(
     chosen = config.engine
     trials = []
     if config.meta.steps == 0:
-        plan = Plan("loop", 1)
+        plan = LOOP
     elif chosen.mode != "auto":
         chunk = 1 if chosen.mode == "loop" else chosen.chunk
         abreast = 1 if chosen.mode == "compiled" else chosen.abreast

@@ -171,6 +171,13 @@ def test_what_runs_on_a_bare_machine_needs_torch_alone():
             assert foreign(imports(path)) <= allowed | ({"mlflow"} if part in TELLING else set()), name
 
 
+def test_cluster_and_pipeline_agree_on_what_a_job_is_told_and_how_it_leaves():
+    from cluster import submission, target
+    from pipeline import train
+
+    assert (submission.RUN_ENV, target.DRAINED) == (train.RUN_ENV, train.DRAINED)
+
+
 def test_cluster_imports_nothing_of_pipeline():
     assert not [n for n, path in MODULES.items() if n.split(".")[0] == "cluster" and own(imports(path))]
 

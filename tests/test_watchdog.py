@@ -56,7 +56,9 @@ def test_what_moves_while_the_ranks_are_heard_goes_on(tmp_path):
         until(lambda: (tmp_path / "stacks" / "rank-0.txt").exists())
         dog.moved(1, "computing")
         until(lambda: not (tmp_path / "stacks" / "rank-0.txt").exists())
-    assert not ended and not failures.since_start(tmp_path)
+        assert not ended and not failures.since_start(tmp_path)
+        until(lambda: ended)  # it is watched on
+    assert ended == [STUCK]
 
 
 @pytest.mark.drill("a rank skips a barrier: named")

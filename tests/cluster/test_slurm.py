@@ -118,11 +118,12 @@ def test_a_drained_job_is_queued_again_and_goes_on(spec, tmp_path, place):
     assert nothing_left(place)
 
 
-def test_a_drained_job_that_slurm_does_not_queue_again_leaves_its_code(spec, tmp_path, place, monkeypatch):
-    monkeypatch.setenv("FAKE_NO_REQUEUE", "1")
-    target, job, log = run(spec, tmp_path, "drain")
+@pytest.mark.parametrize(("refused", "requeues"), [("1", 100), ("", 0)])
+def test_a_drained_job_that_is_not_queued_again_leaves_its_code(refused, requeues, spec, tmp_path, place, monkeypatch):
+    monkeypatch.setenv("FAKE_NO_REQUEUE", refused)
+    target, job, log = run(spec.model_copy(update={"requeues": requeues}), tmp_path, "drain")
     assert target.state(job) == ("failed", 75, "")
-    assert "metashard resume maml-1" in log
+    assert "metashard resume maml-1" in log and log.count("running drain") == 1
 
 
 def test_a_job_that_is_stopped_saves_and_is_not_queued_again(spec, tmp_path, place):

@@ -96,22 +96,18 @@ def test_a_worker_dies(submitted, unbroken, record_property):
 
 
 @pytest.mark.slow
-@pytest.mark.drill("SIGKILL of the driver, resumed")
-def test_the_driver_dies(submitted, unbroken):
+@pytest.mark.drill("SIGKILL, resumed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("bin/metashard", "train"), id="the driver"),
+        pytest.param(("gcs_server",), id="the head: a new cluster, the same storage"),
+    ],
+)
+def test_what_there_is_once_dies(words, submitted, unbroken):
     drill = started(submitted(nodes=2))
-    (driver,) = drill.family("bin/metashard", "train")
-    driver.kill()
-    assert drill.until_over() == "failed" and drill.state()["code"] == 137
-    assert drill.call("resume", "drill").returncode == 0, drill.log()
-    check_drill(drill, unbroken)
-
-
-@pytest.mark.slow
-@pytest.mark.drill("SIGKILL of the head: a new cluster, the same storage")
-def test_the_head_dies(submitted, unbroken):
-    drill = started(submitted(nodes=2))
-    for process in drill.family("gcs_server"):
-        process.kill()
+    (process,) = drill.family(*words)
+    process.kill()
     assert drill.until_over() == "failed", drill.log()
     assert drill.call("resume", "drill").returncode == 0, drill.log()
     check_drill(drill, unbroken)
