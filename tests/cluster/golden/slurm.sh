@@ -23,6 +23,7 @@ interface=ib0
 port=0
 temp_dir=/tmp
 start_s=300
+requeues=100
 drained=75
 export RAY_AUTH_MODE=token
 export RAY_AUTH_TOKEN_PATH=/shared/jobs/maml-1/token
@@ -61,9 +62,13 @@ leave() {
     timeout 60 srun --overlap --ntasks-per-node=1 rm -rf "$temp" || say "$temp may be left on some nodes"
   fi
   if [ "$1" = "$drained" ] && [ ! -e "$job.stopped" ]; then
-    say "saved and left; queued again, to go on from there"
-    scontrol requeue "$SLURM_JOB_ID" && exit "$drained"
-    say "Slurm does not queue this job again; go on with: metashard resume $METASHARD_RUN"
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
+      say "saved and left, and was queued again requeues = $requeues times; go on with: metashard resume $METASHARD_RUN"
+    else
+      say "saved and left; queued again, to go on from there"
+      scontrol requeue "$SLURM_JOB_ID" && exit "$drained"
+      say "Slurm does not queue this job again; go on with: metashard resume $METASHARD_RUN"
+    fi
   fi
   echo "$1" >"$job.exit.partial" && mv "$job.exit.partial" "$job.exit"
   exit "$1"
