@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal, assert_never
 
@@ -16,7 +17,7 @@ from pipeline.data.loader import Loader, Reader
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
-from pipeline.episode import Params
+from pipeline.episode import Episode, Params
 from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
@@ -149,20 +150,36 @@ def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
 
 
 def drawn(config: RunConfig, index: Index) -> Sampler | Stream:
-    """What training draws its episodes by."""
+    """What training draws its episodes by.
+
+    Raises:
+        InputError: they are a stream, and feeders should read them.
+    """
     if isinstance(config.learner, SupervisedConfig):
+        if feeders := config.workers.feeders:
+            raise InputError(
+                f"workers.feeders = {feeders}: learner.kind = {config.learner.kind} learns from a stream, which one process "
+                "reads in its order; leave it at 0"
+            )
         return stream(config, index, config.learner)
     return sampler(config, index, config.data.train)
 
 
-def loader(config: RunConfig, index: Index, *, rank: int, world: int) -> Loader:
-    """What brings a rank its episodes of training, ahead of use."""
-    source, read = drawn(config, index), reader(config, index)
-    share = {"batch": config.meta.batch, "rank": rank, "world": world, "depth": config.data.prefetch}
+def loader(
+    config: RunConfig,
+    index: Index,
+    *,
+    rank: int,
+    world: int,
+    read: Callable[[int, int], Future[Episode]] | None = None,
+) -> Loader:
+    """What brings a rank its episodes of training, ahead of use; `read(step, number)` is asked for them, if given."""
+    source, reads = drawn(config, index), reader(config, index)
+    share = {"batch": config.meta.batch, "rank": rank, "world": world, "depth": config.data.prefetch, "read": read}
     if isinstance(source, Stream):
         # A stream is read in its order, so by one thread.
-        return Loader(source, StreamReader(source, read), **share, threads=1)
-    return Loader(source, read, **share, threads=config.data.threads)
+        return Loader(source, StreamReader(source, reads), **share, threads=1)
+    return Loader(source, reads, **share, threads=config.data.threads)
 
 
 def trained_on(config: RunConfig, other: Index, state: Mapping[str, Any]) -> Index:

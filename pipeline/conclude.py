@@ -74,7 +74,7 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     """Evaluate the best checkpoint on the test episodes and the untrained learner on the first of them, draw, keep it all."""
     best = checkpoint.best(run)
     subject = Subject(dump(config), str(best.absolute()), make_learner)
-    asked = {"split": config.data.test, "workers": config.workers.count}
+    asked = {"split": config.data.test, "workers": config.workers.least}
     episodes = config.evaluate.episodes
     began = time.monotonic()
     trained = before = evaluate.evaluate(subject, episodes=episodes, **asked)

@@ -19,6 +19,7 @@ from pipeline import ranks
 from pipeline.engine import Engine, chunks
 from pipeline.episode import Episode
 from pipeline.judging import Score
+from pipeline.notices import Notices
 
 ASKED = "asked to stop"
 
@@ -75,6 +76,8 @@ class Hooks(NamedTuple):
     record: Callable[[int, dict[str, float]], None]
     save: Callable[[Progress], None]
     stop_asked: Callable[[], bool]
+    notices: Notices
+    """Which nodes will be taken away: what is done by then is better saved."""
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """Around the computation of a meta-step, so that it can be profiled."""
     moved: Callable[[int, str], None] = lambda step, doing: None
@@ -155,13 +158,14 @@ def meta_train(
         with hooks.traced(progress.step + 1):
             sums = meta_step(module, engine, episodes, scale=ranks.world() / budget.batch)
         norm = clip_grad_norm_(engine.parameters(), budget.clip).item()
-        told = [float(hooks.stop_asked()), waited_s, sums.inner_s, sums.outer_s, sums.loss.item()]
+        asked = [float(hooks.stop_asked()), float(hooks.notices.is_due())]
+        told = [*asked, waited_s, sums.inner_s, sums.outer_s, sums.loss.item()]
         hooks.moved(progress.step, "waiting for the other ranks")
         computed_s = time.perf_counter()
         table = ranks.gather([*told, *(value.item() for value in sums.metrics.values())], device)
         reduce_s = time.perf_counter() - computed_s
         totals = table.sum(0).tolist()
-        if _finite(norm) and _finite(totals[4]):
+        if _finite(norm) and _finite(totals[5]):
             _update(engine, optimizer, sums, budget, progress)
         else:
             _skip(engine, list(zip(share.numbers, episodes, strict=True)), budget, progress, norm, device)
@@ -170,20 +174,23 @@ def meta_train(
         hooks.record(
             progress.step,
             {
-                "train/loss": totals[4] / budget.batch,
-                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[5:], strict=True)},
+                "train/loss": totals[5] / budget.batch,
+                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[6:], strict=True)},
                 "train/gradient_norm": norm,
                 "train/rate": optimizer.param_groups[0]["lr"],
                 "train/skipped": float(progress.skipped),
                 "time/step_s": step_s,
                 "time/episodes_per_s": budget.batch / step_s,
                 "time/wait_for_ranks_s": reduce_s,
-                **_times(table[:, 1:4], step_s),
+                **_times(table[:, 2:5], step_s),
             },
         )
         if totals[0]:
             progress.stopped = ASKED
-        _look(budget, hooks, progress)
+        leaving = hooks.notices.came() if totals[1] else frozenset()
+        if leaving:
+            hooks.record(progress.step, {"time/nodes_leaving": float(len(leaving))})
+        _look(budget, hooks, progress, is_warned=bool(leaving))
     return progress
 
 
@@ -239,8 +246,8 @@ def _skip(
     )
 
 
-def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:
-    """Validate and save when it is time, and at the end."""
+def _look(budget: Budget, hooks: Hooks, progress: Progress, *, is_warned: bool) -> None:
+    """Validate and save when it is time, and at the end; save when nodes will be taken away."""
     at_end = progress.step == budget.steps or bool(progress.stopped)
     if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
         hooks.moved(progress.step, "validating")
@@ -254,6 +261,6 @@ def _look(budget: Budget, hooks: Hooks, progress: Progress) -> None:
             progress.stopped, at_end = f"no better validation in {progress.stale}", True
         # The best must be on disk before a worse one can follow.
         at_end = at_end or progress.best_step == progress.step
-    if at_end or progress.step % budget.checkpoint_every == 0:
+    if at_end or is_warned or progress.step % budget.checkpoint_every == 0:
         hooks.moved(progress.step, "saving")
         hooks.save(progress)

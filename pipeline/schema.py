@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, PlainSerializer, PlainValidator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    PlainSerializer,
+    PlainValidator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from pipeline.data.root import Root, root_of
+from pipeline.errors import InputError
 
 LARGEST = 2**31 - 1
 """No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
@@ -592,6 +602,21 @@ class EngineConfig(Config):
 
 class WorkersConfig(Config):
     count: PositiveInt = 1
+    min: PositiveInt | None = None
+    max: PositiveInt | None = None
+    """With both, not `count` of them but as many as there is room for, and others when nodes come or go."""
+    resize_s: PositiveFloat = 60.0
+    """How often new room is looked for."""
+    cpus: PositiveInt = 1
+    """Of each worker, as are GPUs."""
+    gpus: Annotated[FiniteFloat, Number, Field(ge=0)] | None = None
+    """None: one where the cluster has as many GPUs as workers, else none."""
+    placement: Literal["pack", "spread", "strict_pack", "strict_spread"] = "pack"
+    """On few nodes or on many; strictly: on one, or each on its own."""
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    """What carries the collectives; auto: nccl between GPUs."""
+    feeders: NonNegativeInt = 0
+    """Processes of one CPU each that read episodes for a worker, anywhere in the cluster; 0: it reads itself."""
     ray: Literal["auto", "always"] = "auto"
     """auto: one worker runs in this process without a cluster."""
     threads: PositiveInt | None = None
@@ -604,6 +629,43 @@ class WorkersConfig(Config):
     """How long to wait for nodes in the place of lost ones."""
     step_timeout_s: PositiveInt = 1800
     """After how long without any movement in a worker the workers are started anew."""
+
+    @model_validator(mode="after")
+    def _elastic(self) -> WorkersConfig:
+        if (self.min is None) != (self.max is None):
+            raise InputError(f"min = {self.min} and max = {self.max} go together; give both, or `count` alone")
+        if self.least > self.most:
+            raise InputError(f"min = {self.least} is larger than max = {self.most}; lower the one or raise the other")
+        if self.is_elastic and self.max_failures == 0:
+            raise InputError(
+                "max_failures = 0 with min and max: nobody would go on after a lost node; set it to 1 or more"
+            )
+        return self
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether their number changes with that of the nodes."""
+        return self.min is not None
+
+    @property
+    def least(self) -> int:
+        """With how many there is training."""
+        return self.count if self.min is None else self.min
+
+    @property
+    def most(self) -> int:
+        """How many there are at most."""
+        return self.count if self.max is None else self.max
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What each takes of a cluster, its feeders included."""
+        return {"CPU": self.cpus + self.feeders, **({"GPU": self.gpus} if self.gpus else {})}
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the one worker is the process itself, without Ray."""
+        return self.most == 1 and self.ray == "auto" and not self.feeders
 
 
 class TrackingConfig(Config):

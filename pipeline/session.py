@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from pipeline.errors import InputError
 
 _LOOK_S = 0.2
+ONE_CPU = MappingProxyType({"CPU": 1.0})
 
 
 def cpus() -> int:
@@ -20,26 +22,24 @@ def cpus() -> int:
 
 
 @contextmanager
-def connected(workers: int, *, wait_s: float = 0) -> Iterator[None]:
+def connected(workers: int, *, each: Mapping[str, float] = ONE_CPU, wait_s: float = 0) -> Iterator[None]:
     """A Ray session with room for `workers`; one that was started here ends with the block, one that was joined stays.
 
-    `RAY_ADDRESS` names a cluster to join; its nodes may still be on their way, for `wait_s` seconds at most.
+    `each` is what a worker takes of "CPU" and "GPU". `RAY_ADDRESS` names a cluster to join; its nodes may still be on their
+    way, for `wait_s` seconds at most.
 
     Raises:
-        InputError: the cluster has fewer CPUs than workers, so that training would wait for ever.
+        InputError: the cluster has less than the workers take, so that training would wait for ever.
     """
     import ray  # takes a second, which a run in one process need not pay
 
     if ray.is_initialized():
-        _check(workers, 0)
+        _check(workers, each, 0)
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local" and workers > cpus():
-        raise InputError(
-            f"{workers} workers were asked for, but this machine has {cpus()} CPUs; "
-            "lower workers.count or --workers, or set RAY_ADDRESS"
-        )
+    if address == "local" and workers * each["CPU"] > cpus():
+        raise InputError(_lack(workers, each, "CPU", cpus(), "this machine") + ", or set RAY_ADDRESS")
     # Ray's notices say nothing that a user of metashard can act on; a worker's error arrives as an exception.
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -48,24 +48,34 @@ def connected(workers: int, *, wait_s: float = 0) -> Iterator[None]:
             f"RAY_ADDRESS = {address}: no cluster answers there ({error}); start one or unset it"
         ) from error
     try:
-        _check(workers, 0 if address == "local" else wait_s)
+        _check(workers, each, 0 if address == "local" else wait_s)
         yield
     finally:
         ray.shutdown()
 
 
-def _check(workers: int, wait_s: float) -> None:
+def _check(workers: int, each: Mapping[str, float], wait_s: float) -> None:
     import ray
 
     limit = time.monotonic() + wait_s
-    while workers > (have := int(ray.cluster_resources().get("CPU", 0))):
+    while True:
+        have = ray.cluster_resources()
+        lacking = [kind for kind, amount in each.items() if workers * amount > have.get(kind, 0)]
+        if not lacking:
+            return
         if time.monotonic() >= limit:
             waited = f" after {wait_s:g} s" if wait_s else ""
-            raise InputError(
-                f"{workers} workers were asked for, but the cluster has {have} CPUs{waited}; "
-                "lower workers.count or --workers, or add nodes"
-            )
+            said = _lack(workers, each, lacking[0], have.get(lacking[0], 0), "the cluster", waited)
+            raise InputError(f"{said}, or add nodes")
         time.sleep(_LOOK_S)
+
+
+def _lack(workers: int, each: Mapping[str, float], kind: str, have: float, where: str, waited: str = "") -> str:
+    size = "" if each == ONE_CPU else f" of {each[kind]:g} {kind}s each"
+    return (
+        f"{workers} workers{size} were asked for, but {where} has {have:g} {kind}s{waited}; "
+        "lower workers.count or --workers"
+    )
 
 
 def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:

@@ -40,8 +40,10 @@ RUN_ENV = "METASHARD_RUN"
 """The variable in which a cluster's job finds its run id."""
 COLLECTIVE_S = 60
 """Seconds by which a collective waits longer than the watchdog, besides as long again."""
-GROUP_START_S = 60
-"""Seconds that Ray Train waits for a group of workers before it tries anew; its own default."""
+GROUP_START_S, ELASTIC_START_S = 60, 10
+"""Seconds that Ray Train waits for room for its workers before it tries anew: Ray learns of a lost node late, and an elastic
+group that counted on it should soon be content with less."""
+_GROUP_START_ENV = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 DRAINED = 75
 """The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
@@ -83,10 +85,11 @@ def fit(
     origins = {**provenance(config), **maker(make_learner)} if resume is None else {}
     folder = None if resume is None else resumed_run(config, resume, allow_change=allow_change)
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
-    is_alone = config.workers.count == 1 and config.workers.ray == "auto"
+    is_alone = config.workers.is_alone
     with ExitStack() as held:
         if not is_alone:
-            held.enter_context(connected(config.workers.count, wait_s=config.workers.wait_s))
+            needs = config.workers.needs
+            held.enter_context(connected(config.workers.least, each=needs, wait_s=config.workers.wait_s))
             preflight.check(config, uri)
         folder = folder or new_run(config, name)
         held.enter_context(Lease(folder, lost=_taken_over))
@@ -170,7 +173,7 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
         for lane in range(source.lanes):
             source.draw(0, lane)
-    assign([training.cost] * config.meta.batch, config.workers.count, lanes=data.lanes)
+    assign([training.cost] * config.meta.batch, config.workers.most, lanes=data.lanes)
     learner = started(config, index, make_learner) if is_new else make_learner(config, index)
     taught(config, index, learner)
     return index
@@ -235,14 +238,21 @@ def _taken_over() -> None:
 def _here(job: Job) -> None:
     """One worker, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work(job, device=device, report=lambda metrics: None)
+    work(job, device=device)
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
-    import ray.train
     import ray.train.torch
 
-    work(settings["job"], device=ray.train.torch.get_device(), report=ray.train.report)
+    work(settings["job"], device=ray.train.torch.get_device(), leaving=_leaving)
+
+
+def _leaving() -> frozenset[str]:
+    """The nodes of this group that will be taken away, as Ray has been told; a barrier."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    return frozenset(info.preempted_node_ids) if info else frozenset()
 
 
 def _in_thread(function: Callable[[], object]) -> None:
@@ -273,21 +283,33 @@ def _on_ray(job: Job, config: RunConfig) -> None:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
+    workers = config.workers
+    start_s = ELASTIC_START_S if workers.is_elastic else GROUP_START_S
+    os.environ[_GROUP_START_ENV] = str(start_s)  # Ray Train has no other way to be told
+    has_gpus = ray.cluster_resources().get("GPU", 0) >= workers.least
+    gpus = float(has_gpus) if workers.gpus is None else workers.gpus
     trainer = TorchTrainer(
         _ray_worker,
         train_loop_config={"job": job},
         # The watchdog comes first: it says where the ranks are, which a collective that gave up does not.
-        torch_config=TorchConfig(timeout_s=2 * config.workers.step_timeout_s + COLLECTIVE_S),
+        torch_config=TorchConfig(
+            backend=None if workers.backend == "auto" else workers.backend,
+            timeout_s=2 * workers.step_timeout_s + COLLECTIVE_S,
+        ),
         scaling_config=ScalingConfig(
-            num_workers=config.workers.count, use_gpu=ray.cluster_resources().get("GPU", 0) >= config.workers.count
+            num_workers=(workers.least, workers.most) if workers.is_elastic else workers.count,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": workers.cpus, **({"GPU": gpus} if gpus else {})},
+            placement_strategy=workers.placement.upper(),
+            elastic_resize_monitor_interval_s=workers.resize_s,
         ),
         run_config=RayRunConfig(
             # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
             name=f"ray-{secrets.token_hex(4)}",
             storage_path=str(job.folder / "ray"),
             failure_config=FailureConfig(
-                max_failures=config.workers.max_failures,
-                controller_failure_limit=math.ceil(config.workers.replace_s / GROUP_START_S),
+                max_failures=workers.max_failures,
+                controller_failure_limit=math.ceil(workers.replace_s / start_s),
             ),
         ),
     )

@@ -28,9 +28,11 @@ from pipeline.data.loader import Loader, frozen
 from pipeline.engine import LOOP, Engine, Plan, Trial, measure, signature
 from pipeline.episode import Episode
 from pipeline.errors import InputError
+from pipeline.feeders import Feeders
 from pipeline.judging import Place, Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
+from pipeline.notices import Notices
 from pipeline.schema import RunConfig
 from pipeline.side_by_side import on_all_threads
 from pipeline.spool import Spool
@@ -41,7 +43,7 @@ from pipeline.watchdog import Watchdog
 
 SYSTEM_EVERY_S = 10.0
 STOP_FILE = "stop"
-Report = Callable[[dict[str, float]], None]
+Leaving = Callable[[], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Job:
         return Path(self.run)
 
 
-def work(job: Job, *, device: torch.device, report: Report) -> None:
-    """What one worker does: restore, build, train. `report` is called by all ranks at each checkpoint.
+def work(job: Job, *, device: torch.device, leaving: Leaving = frozenset) -> None:
+    """What one worker does: restore, build, train. All ranks ask now and then which nodes of theirs are `leaving`.
 
     Where the same thing failed before, it is not tried again: the driver finds that in RUN/failures.jsonl.
     """
@@ -68,8 +70,8 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
     limit_s = config.workers.step_timeout_s
     with Watchdog(job.folder, rank=ranks.rank(), world=ranks.world(), limit_s=limit_s) as watchdog:
         try:
-            _train(job, config, device, report, watchdog)
-        except InputError:
+            _train(job, config, device, leaving, watchdog)
+        except (InputError, ranks.GroupEnded):
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
@@ -77,7 +79,7 @@ def work(job: Job, *, device: torch.device, report: Report) -> None:
             raise
 
 
-def _train(job: Job, config: RunConfig, device: torch.device, report: Report, watchdog: Watchdog) -> None:
+def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, watchdog: Watchdog) -> None:
     index = Index.open(config.data.root)
     saved = _latest(job.folder / "checkpoints")
     _set_threads(config, saved)
@@ -88,7 +90,9 @@ def _train(job: Job, config: RunConfig, device: torch.device, report: Report, wa
     trainee = taught(config, index, learner).to(device)
     optimizer = build.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
-    loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world())
+    feeders = config.workers.feeders
+    read = Feeders(config, feeders).read if feeders else None
+    loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world(), read=read)
     with loader, _told(job) as told, checkpoint.Writer() as writer:
         if saved is not None:
             plan = Plan(*saved.state["plan"])
@@ -97,7 +101,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, report: Report, wa
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
-        save = functools.partial(_save, job, config, index, learner, optimizer, plan, writer, report)
+        save = functools.partial(_save, job, config, index, learner, optimizer, plan, writer)
         if saved is None:
             save(progress)
         hooks = Hooks(
@@ -107,6 +111,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, report: Report, wa
             record=_recorder(told, config),
             save=save,
             stop_asked=functools.partial(_stop_asked, job),
+            notices=Notices(leaving),
             traced=functools.partial(_traced, job, config, told),
             moved=watchdog.moved,
         )
@@ -273,20 +278,18 @@ def _save(
     optimizer: Optimizer,
     plan: Plan,
     writer: checkpoint.Writer,
-    report: Report,
     progress: Progress,
 ) -> None:
-    """Rank 0 has it written while training goes on; Ray hears of it from all ranks."""
-    if ranks.rank() == 0:
-        folder = job.folder / "checkpoints"
-        settings = {"plan": list(plan), "threads": torch.get_num_threads(), "world": ranks.world()}
-        # By the images' size the learner can be built where the data are gone.
-        settings |= {"images": list(index.shape(0)), "fingerprint": fingerprint(config)}
-        state = {**progress.state(), **settings}
-        state.pop("step")
-        made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))
-        writer.write(folder, made, keep=config.checkpoint.keep, best=f"step-{progress.best_step:08d}")
-    report({"step": float(progress.step), "best": progress.best})
+    """Rank 0 has it written while training goes on."""
+    if ranks.rank() != 0:
+        return
+    settings = {"plan": list(plan), "threads": torch.get_num_threads(), "world": ranks.world()}
+    # By the images' size the learner can be built where the data are gone.
+    settings |= {"images": list(index.shape(0)), "fingerprint": fingerprint(config)}
+    state = {**progress.state(), **settings}
+    state.pop("step")
+    made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))
+    writer.write(job.folder / "checkpoints", made, keep=config.checkpoint.keep, best=f"step-{progress.best_step:08d}")
 
 
 @contextmanager
@@ -316,7 +319,7 @@ def _recorder(told: Spool | None, config: RunConfig) -> Callable[[int, dict[str,
         else:
             # The time of every rank, by which a slow one is known, would be most of what is told.
             values = {name: value for name, value in values.items() if not name.startswith("rank/")}
-        if step % config.tracking.log_every == 0 or "validation/score" in values:
+        if step % config.tracking.log_every == 0 or "train/loss" not in values:
             told.metrics(step, values)
 
     return record

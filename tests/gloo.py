@@ -54,14 +54,13 @@ def _rank(number: int, world: int, store: str, pipe: Any, function: Callable[...
     except BaseException as error:
         pipe.send(error)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
-def work_here(config: dict[str, Any], run: str) -> int:
-    """One worker of a run, as under Ray; returns how many reports it made."""
+def work_here(config: dict[str, Any], run: str) -> None:
+    """One worker of a run, as under Ray."""
     from pipeline.worker import Job, work
 
     Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
-    reports: list[dict[str, float]] = []
-    work(Job(config, run), device=torch.device("cpu"), report=reports.append)
-    return len(reports)
+    work(Job(config, run), device=torch.device("cpu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from small import episode, make
 
 from pipeline import ranks
@@ -11,6 +12,7 @@ from pipeline.data.sampler import assign
 from pipeline.engine import Engine, Plan
 from pipeline.judging import Score
 from pipeline.loop import Budget, Hooks, Progress, meta_step, meta_train, wrap
+from pipeline.notices import Notices
 
 BATCH = 5
 
@@ -56,6 +58,16 @@ def gradients() -> dict[tuple[str, torch.dtype], list[float]]:
     }
 
 
+def left_alone() -> str:
+    """What a rank says whose group is ended under it."""
+    assert ranks.gather([1.0], torch.device("cpu")).shape == (2, 1)
+    dist.destroy_process_group()
+    try:
+        return str(ranks.gather([1.0], torch.device("cpu")))
+    except ranks.GroupEnded as error:
+        return str(error)
+
+
 def long_losses() -> dict[str, list[float]]:
     """Losses of twenty meta-steps in float64."""
     return {name: some_steps(name, 20, Plan("loop", 1))["losses"] for name in ("maml", "prototypes")}
@@ -67,9 +79,17 @@ def gradients_and_losses() -> tuple[dict[tuple[str, torch.dtype], list[float]], 
 
 
 def some_steps(
-    name: str, steps: int, plan: Plan, broken: frozenset[tuple[int, int]] = frozenset(), stop_on: int = -1
+    name: str,
+    steps: int,
+    plan: Plan,
+    broken: frozenset[tuple[int, int]] = frozenset(),
+    stop_on: int = -1,
+    leaving: tuple[str, ...] = (),
 ) -> dict[str, object]:
-    """Losses, final values and progress of a short run; rank `stop_on` asks to stop in its third step."""
+    """Losses, final values, progress and saved steps of a short run.
+
+    Rank `stop_on` asks to stop in its third step; of `leaving` a node is known to be taken away at every other step.
+    """
     learner = make(name)
     losses: list[float] = []
     asked: list[int] = []
@@ -78,6 +98,13 @@ def some_steps(
         asked.append(1)
         return ranks.rank() == stop_on and len(asked) == 3
 
+    saved: list[int] = []
+    named: list[str] = []
+
+    def known() -> frozenset[str]:
+        named.append("")
+        return frozenset(leaving[: len(named) // 2])
+
     hooks = Hooks(
         place=lambda e: e,
         rate=lambda step: 1e-2,
@@ -85,8 +112,9 @@ def some_steps(
         record=lambda step, values: (
             losses.append(values.get("train/loss", float("nan"))) if "train/loss" in values else None
         ),
-        save=lambda progress: None,
+        save=lambda progress: saved.append(progress.step),
         stop_asked=stop_asked,
+        notices=Notices(known, every_s=0),
     )
     budget = Budget(
         steps=steps, batch=BATCH, clip=10.0, skip_limit=3, validate_every=100, patience=0, checkpoint_every=100
@@ -101,4 +129,4 @@ def some_steps(
         device=torch.device("cpu"),
     )
     values = torch.cat([value.flatten() for value in learner.state_dict().values()]).tolist()
-    return {"losses": losses, "values": values, "progress": progress}
+    return {"losses": losses, "values": values, "progress": progress, "saved": saved}

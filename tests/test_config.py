@@ -163,6 +163,30 @@ def test_a_wrong_option_of_a_kind_is_named(key, value, told):
     assert told in refusal(put(key, value))
 
 
+@pytest.mark.parametrize(("workers", "told"), [
+    ({"min": 1}, "workers: min = 1 and max = None go together"),
+    ({"min": 3, "max": 2}, "workers: min = 3 is larger than max = 2"),
+    ({"min": 1, "max": 2, "max_failures": 0}, "workers: max_failures = 0 with min and max"),
+    ({"placement": "near"}, "workers.placement = 'near'"),
+    ({"gpus": -1}, "workers.gpus = -1"),
+])  # fmt: skip
+def test_workers_that_cannot_be_had_are_named(workers, told):
+    assert told in refusal(put("workers", workers))
+
+
+@pytest.mark.parametrize(("workers", "least", "most", "is_alone", "needs"), [
+    ({}, 1, 1, True, {"CPU": 1}),
+    ({"ray": "always"}, 1, 1, False, {"CPU": 1}),
+    ({"feeders": 2, "cpus": 4}, 1, 1, False, {"CPU": 6}),
+    ({"count": 3, "gpus": 0.5}, 3, 3, False, {"CPU": 1, "GPU": 0.5}),
+    ({"min": 1, "max": 3}, 1, 3, False, {"CPU": 1}),
+    ({"min": 1, "max": 1}, 1, 1, True, {"CPU": 1}),
+])  # fmt: skip
+def test_what_workers_take(workers, least, most, is_alone, needs):
+    found = parse(put("workers", workers), "test").workers
+    assert (found.least, found.most, found.is_alone, found.needs) == (least, most, is_alone, needs)
+
+
 @pytest.mark.parametrize("key", ["name", "data", "learner", "meta", "meta.steps", "data.root"])
 def test_what_must_be_there_is_named(key):
     tree = put(key, None)

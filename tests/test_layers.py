@@ -14,7 +14,7 @@ LAYERS = {
     0: {"calculus", "episode", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
     1: {"data", "models", "tasks"},
     2: {"learners"},
-    3: {"engine", "loop", "checkpoint", "judging", "ranks", "spool", "shipment", "tracking", "pictures"},
+    3: {"engine", "loop", "checkpoint", "judging", "ranks", "notices", "spool", "shipment", "tracking", "pictures"},
     4: {"schema", "config", "faults", "build", "start", "frozen", "teacher"},
     5: {
         "worker",
@@ -32,6 +32,7 @@ LAYERS = {
         "failures",
         "preflight",
         "lease",
+        "feeders",
     },
     6: {"cli"},
 }

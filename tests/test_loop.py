@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 from gloo import on_ranks
-from ranked import gradients_and_losses, some_steps
+from ranked import gradients_and_losses, left_alone, some_steps
 from small import LEARNERS, gradient_learner, relative
 
 from pipeline.engine import Plan
 from pipeline.learners.estimators import Implicit
 from pipeline.learners.rules import Sgd
 from pipeline.loop import Diverged
+from pipeline.notices import Notices
 
 LOOP = Plan("loop", 1)
 
@@ -60,6 +61,25 @@ def test_an_implicit_gradient_that_cannot_be_solved_says_to_increase_the_damping
     monkeypatch.setitem(LEARNERS, "undamped", lambda: gradient_learner(estimate=undamped))
     with pytest.raises(Diverged, match=r"increase learner\.estimate\.damping"):
         some_steps("undamped", 9, LOOP)
+
+
+def test_a_rank_whose_group_is_ended_does_not_go_on_as_if_it_were_alone():
+    assert on_ranks(2, left_alone) == ["the group of workers was ended"] * 2
+
+
+def test_a_notice_is_heard_by_all_ranks_and_saved_for_once():
+    results = on_ranks(2, some_steps, "maml", 9, LOOP, frozenset(), -1, ("node", "other"))
+    assert [result["saved"] for result in results] == [[2, 4, 9], [2, 4, 9]]
+
+
+def test_nobody_is_asked_for_notices_more_often_than_it_is_due():
+    asked: list[int] = []
+    notices = Notices(lambda: frozenset(map(str, asked)), every_s=60)
+    assert notices.is_due()
+    asked.append(1)
+    assert notices.came() == {"1"} and not notices.is_due() and notices.came() == frozenset()
+    asked.append(2)
+    assert notices.came() == {"2"}
 
 
 def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step():

@@ -79,6 +79,12 @@ def test_an_id_that_is_no_folder_name_is_refused(tmp_path, glyphs_root, name):
         found_run(small_config(glyphs_root, tmp_path), name)
 
 
+def test_a_stream_is_not_fed(tmp_path, glyphs_root):
+    learner = {"kind": "supervised"}
+    with pytest.raises(InputError, match=r"workers\.feeders = 2: learner\.kind = supervised learns from a stream"):
+        train.fit(small_config(glyphs_root, tmp_path, learner=learner, workers={"feeders": 2}))
+
+
 def test_another_config_goes_on_where_it_is_allowed(tmp_path, glyphs_root, capsys):
     first = train.fit(small_config(glyphs_root, tmp_path, meta={"steps": 2}))
     longer = small_config(glyphs_root, tmp_path, meta={"steps": 4})

@@ -71,9 +71,10 @@ def test_a_run_under_ray_is_whole(unbroken):
     assert {path.name for path in (unbroken / "pictures").iterdir()} == {"episode.png", "losses.png", "adaptation.png"}
 
 
-def test_one_worker_has_the_gradients_of_two(unbroken, tmp_path, glyphs_root):
+def test_one_worker_whose_episodes_are_fed_has_the_gradients_of_two(unbroken, tmp_path, glyphs_root):
     """The confirmation under Ray of what tests/test_loop.py shows over plain processes."""
-    alone = fit(config_for(glyphs_root, tmp_path, workers={"count": 1, "threads": 1}, meta={"steps": 2, "batch": 4}))
+    fed = {"count": 1, "threads": 1, "feeders": 1}
+    alone = fit(config_for(glyphs_root, tmp_path, workers=fed, meta={"steps": 2, "batch": 4}))
     losses = history(alone.folder).series["train/loss"]
     assert losses[1] == pytest.approx(history(unbroken).series["train/loss"][1], rel=1e-5)
 
@@ -149,6 +150,8 @@ def test_more_workers_than_cpus_are_refused_at_once(cluster, tmp_path, glyphs_ro
     began = time.monotonic()
     with pytest.raises(InputError, match=r"4 workers were asked for, but the cluster has \d+ CPUs"):
         fit(config_for(glyphs_root, tmp_path, workers={"count": 4}))
+    with pytest.raises(InputError, match=r"2 workers of 1 GPUs each were asked for, but the cluster has 0 GPUs"):
+        fit(config_for(glyphs_root, tmp_path, workers={"count": 2, "gpus": 1, "wait_s": 0}))
     assert time.monotonic() - began < 10
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -100,7 +101,8 @@ class Reading(Protocol[Drawn_contra]):
 class Loader(Generic[Drawn]):
     """Reads this rank's episodes of the steps to come in the background; `waited_s` is what the loop waited for them.
 
-    Use it as a context manager: leaving it ends its threads.
+    `read(step, number)` is asked for them, if given, in the place of its own threads. Use it as a context manager: leaving
+    it ends its threads.
     """
 
     def __init__(
@@ -113,12 +115,14 @@ class Loader(Generic[Drawn]):
         world: int,
         depth: int = 2,
         threads: int = 1,
+        read: Callable[[int, int], Future[Episode]] | None = None,
     ):
         self.sampler, self.reader, self.depth = sampler, reader, depth
         self.numbers = assign([sampler.cost] * batch, world, lanes=sampler.lanes)[rank]
         self.waited_s = 0.0
         self._pending: dict[int, list[Future[Episode]]] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
+        self._read = read or functools.partial(self._pool.submit, self.episode)
 
     def __enter__(self) -> Loader[Drawn]:
         return self
@@ -130,7 +134,7 @@ class Loader(Generic[Drawn]):
         """The episodes of `step`, asking already for those of the next `depth` steps before `last`."""
         for ahead in range(step, min(step + self.depth + 1, last)):
             if ahead not in self._pending:
-                self._pending[ahead] = [self._pool.submit(self.episode, ahead, number) for number in self.numbers]
+                self._pending[ahead] = [self._read(ahead, number) for number in self.numbers]
         began = time.perf_counter()
         episodes = [future.result() for future in self._pending.pop(step)]
         self.waited_s = time.perf_counter() - began

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -54,6 +55,22 @@ def indexed(root, images, *, extension="png"):
         members += [(f"s{number}.json", fields), (f"s{number}.{extension}", data)]
     write_tar(root / "x.tar", members)
     return prepare.index([root], out=None, rule="train=1")
+
+
+def test_episodes_may_be_read_elsewhere(index):
+    asked = []
+
+    def read(step: int, number: int) -> Future:
+        asked.append((step, number))
+        done: Future = Future()
+        done.set_result(loader(index).episode(step, number))
+        return done
+
+    fed = Loader(sampler(index), reader(index), batch=BATCH, rank=0, world=1, read=read)
+    with loader(index) as own, fed:
+        one, other = own.share(3, last=4), fed.share(3, last=4)
+    assert asked == [(3, number) for number in range(BATCH)]
+    assert all(same(a, b) for a, b in zip(one.episodes, other.episodes, strict=True))
 
 
 class Watched:

@@ -1,18 +1,21 @@
 """Drills on several Ray nodes: processes are killed and frozen, and the run ends as if nothing had been."""
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from drills.drilled import EVERY, LIMIT_S, Submitted, check_whole, config_for, until
+from drills.drilled import EVERY, LIMIT_S, STEPS, Submitted, check_whole, config_for, until
 from gloo import on_ranks, work_here
 
 from pipeline import checkpoint, failures
 from pipeline.config import dump
+from pipeline.spool import history
 
 pytestmark = pytest.mark.ray
+MANY = 600
 
 
 @pytest.fixture(scope="session")
@@ -20,6 +23,14 @@ def unbroken(tmp_path_factory, glyphs_root) -> Path:
     """The same run by two plain processes."""
     runs = tmp_path_factory.mktemp("unbroken")
     on_ranks(2, work_here, dump(config_for(glyphs_root, runs)), str(runs / "run"))
+    return runs / "run"
+
+
+@pytest.fixture(scope="session")
+def long_unbroken(tmp_path_factory, glyphs_root) -> Path:
+    """As `unbroken`, for drills that take longer than those few meta-steps."""
+    runs = tmp_path_factory.mktemp("unbroken")
+    on_ranks(2, work_here, dump(config_for(glyphs_root, runs, meta={"steps": MANY})), str(runs / "run"))
     return runs / "run"
 
 
@@ -180,6 +191,43 @@ def test_a_node_joins_late(submitted, unbroken):
 
 
 @pytest.mark.slow
+@pytest.mark.drill("a node is taken away with notice: saved at once, goes on elsewhere")
+def test_a_node_is_drained(submitted, long_unbroken):
+    drill = submitted(nodes=3, meta={"steps": MANY}, checkpoint={"every": MANY, "keep": 99}, validation={"every": MANY})
+    assert drill.submit("--detach").returncode == 0
+    until(lambda: drill.told() > 2 * EVERY, "the middle of training")
+    (raylet,) = [p for p in drill.family("raylet/raylet") if _has_worker(p) and "--head" not in p.cmdline()][:1]
+    _drain(drill, raylet)
+    until(lambda: len(checkpoint.all_in(drill.run / "checkpoints")) > 1, "the checkpoint before it goes")
+    assert 0 < checkpoint.latest(drill.run / "checkpoints").step < MANY
+    assert drill.until_over() == "finished", drill.log()
+    assert history(drill.run).series["time/nodes_leaving"]
+    check_drill(drill, long_unbroken, MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.drill("elastic: a node dies, training goes on with fewer workers; one joins, with more")
+def test_the_number_of_workers_follows_the_nodes(submitted, unbroken, record_property):
+    elastic = {"min": 1, "max": 2, "threads": 1, "resize_s": 2}
+    drill = started(submitted(nodes=2, meta={"steps": 3 * MANY}, workers=elastic))
+    (raylet,) = [process for process in drill.family("raylet/raylet") if "--head" not in process.cmdline()]
+    raylet.kill()
+    record_property("recovery_s", drill.recovery_s())
+    assert len(drill.workers()) == 1
+    joined = _join(drill)
+    try:
+        drill.recovery_s()
+        assert len([p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in str(p.info["cmdline"])]) == 2
+        assert drill.until_over() == "finished", drill.log()
+    finally:
+        joined.terminate()
+        joined.wait()
+    losses, planned = history(drill.run).series["train/loss"], history(unbroken).series["train/loss"]
+    assert list(losses) == list(range(1, 3 * MANY + 1))
+    assert [losses[step] for step in range(1, 4)] == pytest.approx([planned[step] for step in range(1, 4)], rel=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.drill("a cluster too small: refused after a deadline")
 def test_a_cluster_too_small(submitted):
     drill = submitted(nodes=1, workers={"count": 2, "threads": 1, "wait_s": 3})
@@ -200,13 +248,25 @@ def test_a_lost_node_is_not_waited_for_without_end(submitted, unbroken):
     check_drill(drill, unbroken)
 
 
-def check_drill(drill: Submitted, unbroken: Path) -> None:
-    check_whole(drill.run, unbroken)
+def check_drill(drill: Submitted, unbroken: Path, steps: int = STEPS) -> None:
+    check_whole(drill.run, unbroken, steps)
     until(lambda: not psutil.pid_exists(drill.state()["pid"]), "the keeper's end", 30)
 
 
 def _has_worker(raylet: psutil.Process) -> bool:
     return any("RayTrainWorker" in " ".join(child.cmdline()) for child in raylet.children(recursive=True))
+
+
+def _drain(drill: Submitted, raylet: psutil.Process) -> None:
+    """What a cloud's agent does when it learns that its node will be taken away."""
+    from cluster.supervise import binary
+
+    (driver,) = drill.family("bin/metashard", "train")
+    node = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
+    words = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    command = [binary("ray"), "drain-node", *words, "--deadline-remaining-seconds", "5"]
+    done = subprocess.run(command, env=driver.environ(), capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0, done.stderr
 
 
 def _join(drill: Submitted) -> psutil.Popen:
