@@ -92,11 +92,19 @@ def test_every_cell_of_the_table_is_a_config_that_can_be_built(tmp_path, benchma
 
 
 @pytest.mark.ray
-def test_startup_measures_all_three(glyphs_root):
-    command = [sys.executable, BENCHMARKS / "startup.py", "--quick", "--data", glyphs_root]
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "bounds"), [("startup.py", 2), ("submitting.py", 1)])
+def test_startup_is_measured(name, bounds, glyphs_root):
+    command = [sys.executable, BENCHMARKS / name, "--quick", "--data", glyphs_root]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bound") == 2
+    assert done.stdout.count("bound") == bounds
+
+
+@pytest.mark.slow
+def test_scaling_is_measured_and_extended(said):
+    printed = said("scaling.py")
+    assert printed.count("bound 1.8") == 2 and printed.count("| 64 |") == 2
 
 
 @pytest.mark.slow
