@@ -10,10 +10,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -23,6 +23,8 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
 from pipeline.errors import InputError
+
+Done = TypeVar("Done")
 
 FORMAT = 1
 FILES = ("learner.safetensors", "optimizer.safetensors", "state.json", "config.json")
@@ -38,13 +40,18 @@ class Checkpoint(NamedTuple):
     config: Mapping[str, Any]
 
 
+def path_of(folder: Path, step: int) -> Path:
+    """Where in a folder the checkpoint of a meta-step lies."""
+    return folder / f"step-{step:08d}"
+
+
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder/step-…`; a kill or a power cut at any moment leaves a complete checkpoint or one that is not read.
 
     Raises:
         OSError: it cannot be written, as on a full disk; what was written of it is removed.
     """
-    final = folder / f"step-{checkpoint.step:08d}"
+    final = path_of(folder, checkpoint.step)
     partial = folder / f".{final.name}.partial"
     for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
@@ -94,7 +101,7 @@ class Writer:
         if kind is None:
             self._await()
 
-    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int, best: str) -> None:
+    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int, needed: Collection[int]) -> None:
         """Copy the values as they are now, and `save` and `prune` later; waits for the one before.
 
         Raises:
@@ -103,7 +110,11 @@ class Writer:
         self._await()
         learner, optimizer = tree_map(_copied, (dict(checkpoint.learner), dict(checkpoint.optimizer)))
         copied = checkpoint._replace(learner=learner, optimizer=optimizer)
-        self._writing = self._pool.submit(self._write, folder, copied, keep, best)
+        self._writing = self._pool.submit(self._write, folder, copied, keep, needed)
+
+    def then(self, do: Callable[[], Done]) -> Future[Done]:
+        """Have something done in the writer's thread, after what it was handed before."""
+        return self._pool.submit(do)
 
     def _await(self) -> None:
         writing, self._writing = self._writing, None
@@ -111,9 +122,9 @@ class Writer:
             writing.result()
 
     @staticmethod
-    def _write(folder: Path, checkpoint: Checkpoint, keep: int, best: str) -> None:
+    def _write(folder: Path, checkpoint: Checkpoint, keep: int, needed: Collection[int]) -> None:
         save(folder, checkpoint)
-        prune(folder, keep=keep, best=best)
+        prune(folder, keep=keep, needed=needed)
 
 
 def _copied(value: Any) -> Any:
@@ -197,11 +208,11 @@ def best(run: Path) -> Path:
         InputError: none is whole.
     """
     newest = latest(run / "checkpoints")
-    chosen = run / "checkpoints" / f"step-{newest.state['best_step']:08d}"
+    chosen = path_of(run / "checkpoints", newest.state["best_step"])
     try:
         load(chosen)
     except InputError:
-        return run / "checkpoints" / f"step-{newest.step:08d}"
+        return path_of(run / "checkpoints", newest.step)
     return chosen
 
 
@@ -224,9 +235,10 @@ def faults(folder: Path) -> list[str]:
     return found
 
 
-def prune(folder: Path, *, keep: int, best: str) -> None:
-    """Delete all but the `keep` newest checkpoints and the one named `best`; remains of a killed save go too."""
-    for path in [*(p for p in all_in(folder)[:-keep] if p.name != best), *folder.glob(".*.partial")]:
+def prune(folder: Path, *, keep: int, needed: Collection[int]) -> None:
+    """Delete all but the `keep` newest checkpoints and those of the meta-steps `needed`; remains of a killed save go too."""
+    stay = {path_of(folder, step) for step in needed}
+    for path in [*(p for p in all_in(folder)[:-keep] if p not in stay), *folder.glob(".*.partial")]:
         shutil.rmtree(path)
 
 

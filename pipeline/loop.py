@@ -38,6 +38,8 @@ class Progress:
     best_step: int = 0
     stale: int = 0
     """Validations since the best one."""
+    pending: int = 0
+    """The meta-step whose checkpoint is being validated aside; 0: none is."""
     skipped: int = 0
     skipped_in_row: int = 0
     stopped: str = ""
@@ -67,6 +69,14 @@ class Feed(Protocol):
     def share(self, step: int, *, last: int) -> Any: ...
 
 
+class Aside(Protocol):
+    """What validates a checkpoint while training goes on."""
+
+    def begin(self, step: int) -> None: ...
+
+    def result(self) -> Score: ...
+
+
 class Hooks(NamedTuple):
     """What the loop asks of its surroundings; all ranks call each of them at the same steps."""
 
@@ -78,6 +88,8 @@ class Hooks(NamedTuple):
     stop_asked: Callable[[], bool]
     notices: Notices
     """Which nodes will be taken away: what is done by then is better saved."""
+    aside: Aside | None = None
+    """What validates, but for the last time, in the place of `validate`."""
     traced: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext()
     """Around the computation of a meta-step, so that it can be profiled."""
     moved: Callable[[int, str], None] = lambda step, doing: None
@@ -144,6 +156,8 @@ def meta_train(
         Diverged: `budget.skip_limit` steps in a row were not finite.
     """
     module = wrap(engine)
+    if progress.pending and hooks.aside is not None:
+        hooks.aside.begin(progress.pending)
     while progress.step < budget.steps and not progress.stopped:
         began = time.perf_counter()
         hooks.moved(progress.step, "waiting for episodes")
@@ -248,19 +262,31 @@ def _skip(
 
 def _look(budget: Budget, hooks: Hooks, progress: Progress, *, is_warned: bool) -> None:
     """Validate and save when it is time, and at the end; save when nodes will be taken away."""
-    at_end = progress.step == budget.steps or bool(progress.stopped)
-    if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
+    is_last = progress.step == budget.steps
+    if progress.step % budget.validate_every == 0 or is_last:
         hooks.moved(progress.step, "validating")
-        score = hooks.validate()
-        if score.mean > progress.best:
-            progress.best, progress.best_step, progress.stale = score.mean, progress.step, 0
-        else:
-            progress.stale += 1
-        hooks.record(progress.step, {"validation/score": score.mean, "validation/interval": score.interval})
-        if budget.patience and progress.stale >= budget.patience:
-            progress.stopped, at_end = f"no better validation in {progress.stale}", True
-        # The best must be on disk before a worse one can follow.
-        at_end = at_end or progress.best_step == progress.step
-    if at_end or is_warned or progress.step % budget.checkpoint_every == 0:
+        if hooks.aside is not None and progress.pending:
+            _count(progress.pending, hooks.aside.result(), budget, hooks, progress)
+        progress.pending = 0
+        if hooks.aside is None or is_last:
+            _count(progress.step, hooks.validate(), budget, hooks, progress)
+        elif progress.stopped in ("", ASKED):
+            progress.pending = progress.step
+    # The best must be on disk before a worse one can follow, and what is validated aside is read from there.
+    is_needed = progress.step in (progress.best_step, progress.pending)
+    if is_last or progress.stopped or is_needed or is_warned or progress.step % budget.checkpoint_every == 0:
         hooks.moved(progress.step, "saving")
         hooks.save(progress)
+    if hooks.aside is not None and progress.pending == progress.step and not progress.stopped:
+        hooks.aside.begin(progress.step)
+
+
+def _count(step: int, score: Score, budget: Budget, hooks: Hooks, progress: Progress) -> None:
+    """What a validation of this meta-step means."""
+    if score.mean > progress.best:
+        progress.best, progress.best_step, progress.stale = score.mean, step, 0
+    else:
+        progress.stale += 1
+    hooks.record(step, {"validation/score": score.mean, "validation/interval": score.interval})
+    if budget.patience and progress.stale >= budget.patience:
+        progress.stopped = f"no better validation in {progress.stale}"

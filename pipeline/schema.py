@@ -562,6 +562,8 @@ class MetaConfig(Config):
 
 class ValidationConfig(Config):
     every: PositiveInt = 200
+    aside: bool = False
+    """A process of its own validates while training goes on; what it finds counts at the next validation. Needs Ray."""
     episodes: PositiveInt = 200
     patience: NonNegativeInt = 0
     """Validations without a better result after which the run stops; 0: it never does."""

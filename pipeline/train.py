@@ -169,6 +169,10 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     """
     index = Index.open(config.data.root)
     data = config.data
+    if config.validation.aside and config.workers.is_alone:
+        raise InputError(
+            "validation.aside = true: that is a Ray task, and one worker runs without Ray; set workers.ray = always"
+        )
     training = build.drawn(config, index)
     for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
         for lane in range(source.lanes):

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
 from pipeline import build, checkpoint, failures, ranks
+from pipeline.aside import RayAside
 from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
@@ -28,6 +29,7 @@ from pipeline.data.loader import Loader, frozen
 from pipeline.engine import LOOP, Engine, Plan, Trial, measure, signature
 from pipeline.episode import Episode
 from pipeline.errors import InputError
+from pipeline.evaluate import Subject
 from pipeline.feeders import Feeders
 from pipeline.judging import Place, Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
@@ -112,11 +114,19 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
             save=save,
             stop_asked=functools.partial(_stop_asked, job),
             notices=Notices(leaving),
+            aside=_aside(job, config, writer),
             traced=functools.partial(_traced, job, config, told),
             moved=watchdog.moved,
         )
         budget = _budget(config)
         meta_train(engine, optimizer, loader, budget=budget, hooks=hooks, progress=progress, device=device)
+
+
+def _aside(job: Job, config: RunConfig, writer: checkpoint.Writer) -> RayAside | None:
+    """What validates while training goes on, where that is wished."""
+    if not config.validation.aside:
+        return None
+    return RayAside(Subject(job.config, "", job.make_learner), job.folder, writer, config)
 
 
 def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: Optimizer) -> Progress:
@@ -153,7 +163,7 @@ def _latest(folder: Path) -> checkpoint.Checkpoint | None:
     if ranks.rank() == 0 and checkpoint.all_in(folder):
         try:
             newest = checkpoint.latest(folder)
-            chosen = str(folder / f"step-{newest.step:08d}")
+            chosen = str(checkpoint.path_of(folder, newest.step))
         except InputError as error:
             chosen = error
     chosen = ranks.told_by_first(chosen)
@@ -289,7 +299,8 @@ def _save(
     state = {**progress.state(), **settings}
     state.pop("step")
     made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))
-    writer.write(job.folder / "checkpoints", made, keep=config.checkpoint.keep, best=f"step-{progress.best_step:08d}")
+    needed = {progress.best_step, *([progress.pending] if progress.pending else [])}
+    writer.write(job.folder / "checkpoints", made, keep=config.checkpoint.keep, needed=needed)
 
 
 @contextmanager

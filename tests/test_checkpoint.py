@@ -248,12 +248,12 @@ def test_saving_again_replaces_what_was_there(folder, trained):
     assert latest(folder).step == 6 and latest(folder).state == {"again": 1}
 
 
-@pytest.mark.parametrize(("keep", "best", "left"), [
-    (1, "", [6]), (2, "", [4, 6]), (1, "step-00000002", [2, 6]), (2, "step-00000006", [4, 6]), (9, "", [2, 4, 6]),
+@pytest.mark.parametrize(("keep", "needed", "left"), [
+    (1, (), [6]), (2, (), [4, 6]), (1, (2,), [2, 6]), (2, (6,), [4, 6]), (9, (0,), [2, 4, 6]), (1, (2, 4), [2, 4, 6]),
 ])  # fmt: skip
-def test_pruning_keeps_the_newest_and_the_best(folder, keep, best, left):
+def test_pruning_keeps_the_newest_and_what_is_needed(folder, keep, needed, left):
     shutil.copytree(folder / "step-00000002", folder / ".step-00000008.partial")
-    prune(folder, keep=keep, best=best)
+    prune(folder, keep=keep, needed=needed)
     assert [path.name for path in sorted(folder.iterdir())] == [f"step-{step:08d}" for step in left]
     assert latest(folder).step == 6
 
@@ -287,11 +287,11 @@ def test_training_goes_on_while_the_values_of_then_are_written(tmp_path, slow):
     learner, optimizer = new()
     train(learner, optimizer, range(2))
     with Writer() as writer:
-        writer.write(tmp_path, of(2, learner, optimizer), keep=9, best="")
+        writer.write(tmp_path, of(2, learner, optimizer), keep=9, needed=())
         train(learner, optimizer, range(2, 4))
         assert not all_in(tmp_path)
         slow.set()
-        writer.write(tmp_path, of(4, learner, optimizer), keep=9, best="")
+        writer.write(tmp_path, of(4, learner, optimizer), keep=9, needed=())
     assert [path.name for path in all_in(tmp_path)] == ["step-00000002", "step-00000004"]
     other, its_optimizer = new()
     train(other, its_optimizer, range(2))
@@ -306,19 +306,19 @@ def test_what_could_not_be_written_is_raised_at_the_next_one_or_at_the_end(tmp_p
 
     monkeypatch.setattr(checkpoint, "save", full)
     with pytest.raises(OSError, match="No space"), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, best="")
-        writer.write(tmp_path, trained, keep=9, best="")
+        writer.write(tmp_path, trained, keep=9, needed=())
+        writer.write(tmp_path, trained, keep=9, needed=())
         pytest.fail("the second must not be taken")
     with pytest.raises(OSError, match="No space"), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, best="")
+        writer.write(tmp_path, trained, keep=9, needed=())
     with pytest.raises(ZeroDivisionError), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, best="")
+        writer.write(tmp_path, trained, keep=9, needed=())
         raise ZeroDivisionError
 
 
 def test_a_worker_that_fails_leaves_the_checkpoint_that_was_being_written(tmp_path, trained, slow):
     with pytest.raises(ZeroDivisionError), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, best="")
+        writer.write(tmp_path, trained, keep=9, needed=())
         slow.set()
         raise ZeroDivisionError
     assert latest(tmp_path).step == 2

@@ -33,6 +33,7 @@ LAYERS = {
         "preflight",
         "lease",
         "feeders",
+        "aside",
     },
     6: {"cli"},
 }

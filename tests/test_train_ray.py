@@ -80,10 +80,11 @@ def test_one_worker_whose_episodes_are_fed_has_the_gradients_of_two(unbroken, tm
 
 
 def test_workers_of_a_node_read_a_store_together(unbroken, tmp_path, glyphs_root):
-    """The same bits as from the disk, and no byte is fetched twice."""
+    """The same bits as from the disk, and no byte is fetched twice; validated aside, which changes nothing either."""
     with web(glyphs_root) as served:
-        run = fit(config_for(served.url, tmp_path)).folder
+        run = fit(config_for(served.url, tmp_path, validation={"every": 20, "aside": True})).folder
     assert same_bits(unbroken, run)
+    assert list(history(run).series["validation/score"]) == [20, 40, 60]
     chunks = [(name, at) for name, start, stop in served.ranges for at in range(start // CHUNK, -(-stop // CHUNK))]
     assert chunks and len(chunks) == len(set(chunks))
 
