@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,13 +12,17 @@ from pathlib import Path
 
 import pytest
 import real_slurm
+from drills.drilled import check_whole, config_for
+from gloo import on_ranks, work_here
 
 from cluster import slurm
 from cluster.errors import SubmitError
 from cluster.slurm import Slurm
 from cluster.spec import SlurmSpec
 from cluster.submission import Submission
+from pipeline.config import dump
 
+STEPS = 300
 FAKES = Path(__file__).parent / "fake_slurm"
 pytestmark = [
     pytest.mark.slow,
@@ -168,22 +173,24 @@ def test_a_batch_script_that_is_killed_leaves_a_failed_job(target, tmp_path, pla
     until(lambda: not list(place.glob("joined.*")))
 
 
-def test_real_ray_over_two_nodes(target, tmp_path, place, monkeypatch):
+@pytest.fixture
+def real(target, tmp_path, place, monkeypatch) -> Slurm:
+    """The programs are the real ones."""
+    for name in ("ray", "python", "metashard"):
+        (tmp_path / "bin" / name).unlink()
+        (tmp_path / "bin" / name).write_text(f'#!/bin/bash\nexec {Path(sys.executable).parent}/{name} "$@"\n')
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    return Slurm(target.spec.model_copy(update={"start_s": 240, "grace_s": 60}))
+
+
+@pytest.mark.ray
+def test_real_ray_over_two_nodes(real, tmp_path):
     """The command joins a Ray of both nodes with the job's token, and nothing of it is left; both nodes are this machine."""
-    environment = Path(sys.executable).parent
     told = (
         "import ray; ray.init(); print(sum(node['Alive'] for node in ray.nodes()), int(ray.cluster_resources()['CPU']))"
     )
-    for name, line in {
-        "ray": f'exec {environment}/ray "$@"',
-        "python": f'exec {environment}/python "$@"',
-        "metashard": f'exec {environment}/python -c "{told}"',
-    }.items():
-        (tmp_path / "bin" / name).unlink()
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{line}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    real = Slurm(target.spec.model_copy(update={"start_s": 240}))
+    (tmp_path / "bin" / "metashard").write_text(f'#!/bin/bash\nexec {sys.executable} -c "{told}"\n')
     job = submit(real, tmp_path, "train")
     log = list(real.follow(job))
     assert real.state(job) == ("finished", 0, ""), "\n".join(log)
@@ -191,3 +198,19 @@ def test_real_ray_over_two_nodes(target, tmp_path, place, monkeypatch):
     started = f"ms-{job.partition('@')[0]}-0"
     until(lambda: not subprocess.run(["pgrep", "-f", started], capture_output=True).stdout)
     assert not Path("/tmp", started).exists()
+
+
+@pytest.mark.ray
+@pytest.mark.drill("Slurm: training is told to go (USR1), saved, queued again, goes on")
+def test_training_goes_on_where_its_time_was_over(real, tmp_path, glyphs_root):
+    config = config_for(glyphs_root, tmp_path / "runs", meta={"steps": STEPS})
+    on_ranks(2, work_here, dump(config), str(tmp_path / "unbroken"))
+    (tmp_path / "run.yaml").write_text(json.dumps(dump(config)))
+    job = submit(real, tmp_path, "train", str(tmp_path / "run.yaml"))
+    run = tmp_path / "runs" / "maml-1"
+    until((run / "checkpoints" / "step-00000020").exists, within_s=240)
+    slurm.slurm("scancel", "--signal=USR1", "--batch", job.partition("@")[0])
+    log = "\n".join(real.follow(job))
+    assert real.state(job) == ("finished", 0, ""), log
+    assert "saved and left; queued again" in log
+    check_whole(run, tmp_path / "unbroken", STEPS)
