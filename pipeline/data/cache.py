@@ -18,6 +18,8 @@ from pipeline.errors import InputError
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "METASHARD_CACHE", "METASHARD_CACHE_GIB"
 DEFAULT_GIB = 50
+LEAST = 64 << 20
+"""Bytes that a cache must be allowed: with less a few requests push one another out."""
 LOCKS = 1024
 """Lock files, over which entries are spread; they are never removed, since whoever waits for one holds it open."""
 RECENT_S = 30.0
@@ -175,8 +177,10 @@ def node_cache() -> Cache:
         limit = int(float(text) * 2**30)
     except (ValueError, OverflowError):
         limit = 0
-    if limit <= 0:
-        raise InputError(f"{LIMIT_VARIABLE} = {text!r} is no number of GiB above 0; {DEFAULT_GIB} is the default")
+    if limit < LEAST:
+        raise InputError(
+            f"{LIMIT_VARIABLE} = {text!r} is no number of GiB from {LEAST / 2**30:g} on; {DEFAULT_GIB} is the default"
+        )
     return _cache(folder, limit)
 
 

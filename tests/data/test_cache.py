@@ -119,8 +119,8 @@ def test_the_environment_names_folder_and_limit(tmp_path, monkeypatch):
     assert (node_cache().folder, node_cache().limit) == (tmp_path / ".cache" / "metashard", 50 * 2**30)
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "inf", "nan"])
-def test_a_limit_is_a_number_above_zero(monkeypatch, value):
+@pytest.mark.parametrize("value", ["0", "-1", "many", "inf", "nan", "0.01"])
+def test_a_limit_is_a_number_that_leaves_room(monkeypatch, value):
     monkeypatch.setenv(LIMIT_VARIABLE, value)
     with pytest.raises(InputError, match=f"{LIMIT_VARIABLE} = '{value}'"):
         node_cache()
