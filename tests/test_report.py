@@ -174,7 +174,9 @@ def test_ui_refuses_a_taken_port_and_a_missing_store(tmp_path, capsys):
 def test_ui_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path, number):
     run = make_run(tmp_path, "a", status="FINISHED")
     tracking.Sender(run, uri=tracking.default_uri(tmp_path)).stop(60)
-    code = "import sys; from pathlib import Path; from pipeline import report; report.ui(Path(sys.argv[1]), '', 0)"
+    # Whoever runs the tests in the background has told this process, and all that it starts, to be deaf to SIGINT.
+    hear = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{hear}; import sys; from pathlib import Path; from pipeline import report; report.ui(Path(sys.argv[1]), '', 0)"
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as shown:
         assert shown.stdout is not None
@@ -182,6 +184,9 @@ def test_ui_serves_until_it_is_interrupted_and_leaves_nothing(tmp_path, number):
         servers = psutil.Process(shown.pid).children(recursive=True)
         assert servers
         shown.send_signal(number)
-        assert shown.wait(20) == 0
+        try:
+            assert shown.wait(20) == 0
+        finally:
+            shown.kill()
     gone, alive = psutil.wait_procs(servers, timeout=5)
     assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
