@@ -92,6 +92,15 @@ def packed(place: Path) -> Path:
     return prepare.pack(str(place / "images"), place / "data", layout="folder", size=None, rule=rule).root
 
 
+def on_data(data: Path, compare: Callable[[Path, int], None], repeats: int) -> None:
+    """Compare on a packed data set, or on a small one where that is not there."""
+    if (data / "index" / "manifest.json").exists():
+        compare(data.absolute(), repeats)
+        return
+    with tempfile.TemporaryDirectory(prefix="metashard-") as folder:
+        compare(packed(Path(folder)), repeats)
+
+
 def compare(data: Path, repeats: int) -> None:
     """Run the three in turns and print medians, differences and whether the bounds are met."""
     runs: dict[str, Callable[[], float]] = {
@@ -128,12 +137,7 @@ def main() -> None:
     if arguments.bare:
         bare(arguments.bare)
         return
-    repeats = 1 if arguments.quick else arguments.repeats
-    if (arguments.data / "index" / "manifest.json").exists():
-        compare(arguments.data.absolute(), repeats)
-        return
-    with tempfile.TemporaryDirectory(prefix="metashard-") as folder:
-        compare(packed(Path(folder)), repeats)
+    on_data(arguments.data, compare, 1 if arguments.quick else arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from startup import RECIPE, ROOT, SHORT, packed, tell
+from startup import RECIPE, ROOT, SHORT, on_data, tell
 
 from cluster import supervise
 
@@ -127,12 +127,7 @@ def main() -> None:
     if arguments.keep:
         keep(*arguments.keep)
         return
-    repeats = 1 if arguments.quick else arguments.repeats
-    if (arguments.data / "index" / "manifest.json").exists():
-        compare(arguments.data.absolute(), repeats)
-        return
-    with tempfile.TemporaryDirectory(prefix="metashard-") as folder:
-        compare(packed(Path(folder)), repeats)
+    on_data(arguments.data, compare, 1 if arguments.quick else arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pipeline import build
 from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.episode import Episode
+from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.schema import RunConfig
@@ -27,18 +28,34 @@ class _Feeder:
 
 
 class Feeders:
-    """`count` feeders, spread over the nodes that have a CPU to spare; they end with the process that made them.
+    """`count` feeders, spread over the nodes; they end with the process that made them.
 
-    One whose node is lost is started again elsewhere, and reads again what it was asked for.
+    One whose node is lost is started again elsewhere, and reads again what it was asked for. Room for them is asked for before
+    the run starts; they themselves ask for none: workers that came back on fewer nodes may have it, and would wait for ever.
     """
 
     def __init__(self, config: RunConfig, count: int):
         import ray
 
-        options = {"num_cpus": 1, "num_gpus": 0, "max_restarts": -1, "max_task_retries": -1}
+        options = {"num_cpus": 0, "num_gpus": 0, "max_restarts": -1, "max_task_retries": -1}
         feeder = ray.remote(_Feeder).options(**options, scheduling_strategy="SPREAD")
         self._turns = cycle([feeder.remote(dump(config)) for _ in range(count)])
 
     def read(self, step: int, number: int) -> Future[Episode]:
-        """Episode `number` of meta-step `step`, when it is there."""
-        return next(self._turns).episode.remote(step, number).future()
+        """Episode `number` of meta-step `step`, when it is there; `InputError` where the data are at fault."""
+        told: Future[Episode] = Future()
+        asked: Future[Episode] = next(self._turns).episode.remote(step, number).future()
+        asked.add_done_callback(lambda done: pass_on(done, told))
+        return told
+
+
+def pass_on(done: Future[Episode], told: Future[Episode]) -> None:
+    """What a feeder answered. Ray wraps an error in its traceback; of one that is the user's to mend the line alone is told."""
+    if told.cancelled():
+        return
+    error = done.exception()
+    if error is None:
+        told.set_result(done.result())
+    else:
+        cause = getattr(error, "cause", None)
+        told.set_exception(InputError(str(cause)) if isinstance(cause, InputError) else error)

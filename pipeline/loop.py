@@ -178,8 +178,9 @@ def meta_train(
         computed_s = time.perf_counter()
         table = ranks.gather([*told, *(value.item() for value in sums.metrics.values())], device)
         reduce_s = time.perf_counter() - computed_s
-        totals = table.sum(0).tolist()
-        if _finite(norm) and _finite(totals[5]):
+        stops, looks, *_, loss = table[:, : len(told)].sum(0).tolist()
+        metrics = table[:, len(told) :].sum(0).tolist()
+        if _finite(norm) and _finite(loss):
             _update(engine, optimizer, sums, budget, progress)
         else:
             _skip(engine, list(zip(share.numbers, episodes, strict=True)), budget, progress, norm, device)
@@ -188,20 +189,20 @@ def meta_train(
         hooks.record(
             progress.step,
             {
-                "train/loss": totals[5] / budget.batch,
-                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, totals[6:], strict=True)},
+                "train/loss": loss / budget.batch,
+                **{f"train/{n}": v / budget.batch for n, v in zip(sums.metrics, metrics, strict=True)},
                 "train/gradient_norm": norm,
                 "train/rate": optimizer.param_groups[0]["lr"],
                 "train/skipped": float(progress.skipped),
                 "time/step_s": step_s,
                 "time/episodes_per_s": budget.batch / step_s,
                 "time/wait_for_ranks_s": reduce_s,
-                **_times(table[:, 2:5], step_s),
+                **_times(table[:, len(asked) : len(told) - 1], step_s),
             },
         )
-        if totals[0]:
+        if stops:
             progress.stopped = ASKED
-        leaving = hooks.notices.came() if totals[1] else frozenset()
+        leaving = hooks.notices.came() if looks else frozenset()
         if leaving:
             hooks.record(progress.step, {"time/nodes_leaving": float(len(leaving))})
         _look(budget, hooks, progress, is_warned=bool(leaving))

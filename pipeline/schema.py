@@ -618,7 +618,7 @@ class WorkersConfig(Config):
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     """What carries the collectives; auto: nccl between GPUs."""
     feeders: NonNegativeInt = 0
-    """Processes of one CPU each that read episodes for a worker, anywhere in the cluster; 0: it reads itself."""
+    """Processes that read episodes for a worker, anywhere in the cluster, with room for one CPU each; 0: it reads itself."""
     ray: Literal["auto", "always"] = "auto"
     """auto: one worker runs in this process without a cluster."""
     threads: PositiveInt | None = None

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import math
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,23 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch.optim import Optimizer
 from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
-from pipeline import build, checkpoint, failures, ranks
+from pipeline import build, checkpoint, failures, plans, ranks
 from pipeline.aside import RayAside
 from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
-from pipeline.data.loader import Loader, frozen
-from pipeline.engine import LOOP, Engine, Plan, Trial, measure, signature
-from pipeline.episode import Episode
+from pipeline.data.loader import frozen
+from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
 from pipeline.feeders import Feeders
-from pipeline.judging import Place, Score, judge, shared_score
+from pipeline.judging import Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.notices import Notices
@@ -99,7 +93,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
         if saved is not None:
             plan = Plan(*saved.state["plan"])
         else:
-            plan = _plan(config, loader, trainee, build.place(config, device), autocast, told)
+            plan = plans.chosen(config, loader, trainee, build.place(config, device), autocast, told)
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
@@ -184,83 +178,6 @@ def _set_threads(config: RunConfig, saved: checkpoint.Checkpoint | None) -> None
 def _set_precision(config: RunConfig) -> None:
     """Float32 products are float32 unless the config says otherwise: torch's own default for convolutions is TF32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.engine.tf32
-
-
-def _plan(
-    config: RunConfig,
-    loader: Loader,
-    learner: Learner,
-    bring: Place,
-    autocast: torch.dtype | None,
-    told: Spool | None,
-) -> Plan:
-    """The engine's plan: the config's, or what rank 0 measures on its first episodes or has measured in an earlier run."""
-    chosen = config.engine
-    trials = []
-    if config.meta.steps == 0:
-        plan = LOOP
-    elif chosen.mode != "auto":
-        chunk = 1 if chosen.mode == "loop" else chosen.chunk
-        abreast = 1 if chosen.mode == "compiled" else chosen.abreast
-        plan = Plan(chosen.mode, chunk, chosen.layout, abreast)
-    else:
-        plan = None
-        if ranks.rank() == 0:
-            episodes = [bring(loader.episode(0, number)) for number in loader.numbers]
-            trials = _measured(config, learner, episodes, autocast)
-            plan = trials[0].plan
-        plan = Plan(*ranks.told_by_first(plan))
-    if told is not None:
-        lines = [f"{trial.plan}: {trial.reason or f'{trial.seconds:.4g} s'}" for trial in trials]
-        told.tags({"engine.plan": str(plan), **({"engine.trials": "; ".join(lines)} if lines else {})})
-    return plan
-
-
-def _measured(
-    config: RunConfig, learner: Learner, episodes: list[Episode], autocast: torch.dtype | None
-) -> list[Trial]:
-    """The trials of an earlier run of the same learner on a machine like this, or new ones, kept for the next run."""
-    kept = config.runs / "plans" / f"{_likeness(config, episodes)}.json"
-    try:
-        rows = json.loads(kept.read_text())
-        found = [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
-    except (OSError, ValueError, TypeError):
-        found = []
-    if found:
-        return found
-    trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(rows))
-    partial.replace(kept)
-    return trials
-
-
-def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
-    """Equal where the same plan is the fastest: machine, threads, versions, model, learner, shapes and number of episodes."""
-    cuda = torch.cuda.is_available()
-    machine = [
-        platform.machine(),
-        torch.backends.cpu.get_cpu_capability(),
-        os.cpu_count(),
-        torch.cuda.get_device_name() if cuda else "",
-    ]
-    asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
-    asked.append(config.teacher and config.teacher.model_dump(mode="json"))
-    shapes = [str(signature(episode)) for episode in episodes]
-    told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _memory(config: RunConfig, episode: Episode) -> int:
-    """Bytes that the tensors of this worker may take while they are measured and in training."""
-    if config.engine.memory_mib is not None:
-        return config.engine.memory_mib << 20
-    if episode.query.inputs.is_cuda:
-        return torch.cuda.mem_get_info()[0] // 2
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
-    return psutil.virtual_memory().available // 2 // local
 
 
 def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.device, watchdog: Watchdog) -> Score:

@@ -34,6 +34,7 @@ LAYERS = {
         "lease",
         "feeders",
         "aside",
+        "plans",
     },
     6: {"cli"},
 }

@@ -93,7 +93,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, glyphs_root, monkeypa
     def never(*_):
         raise AssertionError("a resume must not measure")
 
-    monkeypatch.setattr("pipeline.worker.measure", never)
+    monkeypatch.setattr("pipeline.plans.measure", never)
     work_here(dump(config), str(tmp_path / "broken"))
     assert same_bits(final(tmp_path / "run"), final(tmp_path / "broken"))
 

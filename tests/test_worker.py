@@ -7,7 +7,7 @@ import pytest
 from gloo import work_here
 from small import episode, make, small_config
 
-from pipeline import checkpoint, spool, worker
+from pipeline import checkpoint, plans, spool
 from pipeline.config import dump
 from pipeline.engine import Plan, Trial
 
@@ -33,24 +33,24 @@ def test_a_plan_is_measured_once_kept_and_told(tmp_path, glyphs_root):
 def measured(monkeypatch) -> list[Trial]:
     """What measuring gives: nothing is timed."""
     trials = [Trial(Plan("vmap", 2), 0.5), Trial(Plan("compiled", 2), math.inf, "no compiler")]
-    monkeypatch.setattr(worker, "measure", lambda *_, **__: trials)
+    monkeypatch.setattr(plans, "measure", lambda *_, **__: trials)
     return trials
 
 
 @pytest.mark.parametrize("content", ["", "[[1]]", "{}", '[["x"]]'])
 def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, measured, content):
     asked = small_config(glyphs_root, tmp_path), make("maml"), [episode(0)], None
-    assert worker._measured(*asked) == measured
+    assert plans.measured(*asked) == measured
     (kept,) = (tmp_path / "plans").glob("*.json")
     whole = kept.read_text()
     kept.write_text(content)
-    assert worker._measured(*asked) == measured and kept.read_text() == whole
+    assert plans.measured(*asked) == measured and kept.read_text() == whole
 
 
 def test_another_model_is_another_plan(tmp_path, glyphs_root, measured):
     for width in (4, 6, 4):
         config = small_config(glyphs_root, tmp_path, model={"width": width})
-        assert worker._measured(config, make("maml"), [episode(0)], None) == measured
+        assert plans.measured(config, make("maml"), [episode(0)], None) == measured
     assert len(list((tmp_path / "plans").glob("*.json"))) == 2
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tars import npy, picture, write_tar
 
-from pipeline import prepare
+from pipeline import feeders, prepare
 from pipeline.data.images import encode_png, resize
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader, frozen
@@ -71,6 +71,19 @@ def test_episodes_may_be_read_elsewhere(index):
         one, other = own.share(3, last=4), fed.share(3, last=4)
     assert asked == [(3, number) for number in range(BATCH)]
     assert all(same(a, b) for a, b in zip(one.episodes, other.episodes, strict=True))
+
+
+def test_what_is_wrong_with_the_data_is_one_line_from_elsewhere_too():
+    wrapped = RuntimeError("a traceback\nof many lines")
+    wrapped.cause = InputError("x.tar: is short")  # pyright: ignore[reportAttributeAccessIssue]  (as Ray's errors have it)
+    other = RuntimeError("a feeder is gone")
+    told = []
+    for error in (wrapped, other):
+        done, passed = Future(), Future()
+        done.set_exception(error)
+        feeders.pass_on(done, passed)
+        told.append(passed.exception())
+    assert isinstance(told[0], InputError) and str(told[0]) == "x.tar: is short" and told[1] is other
 
 
 class Watched:

@@ -1,0 +1,96 @@
+"""Which plan a run's engine takes: the config's, or the fastest of those measured, kept under `runs/plans/` for later runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+
+import psutil
+import torch
+
+from pipeline import ranks
+from pipeline.data.loader import Loader
+from pipeline.engine import LOOP, Plan, Trial, measure, signature
+from pipeline.episode import Episode
+from pipeline.judging import Place
+from pipeline.learners.learner import Learner
+from pipeline.schema import RunConfig
+from pipeline.spool import Spool
+
+
+def chosen(
+    config: RunConfig,
+    loader: Loader,
+    learner: Learner,
+    bring: Place,
+    autocast: torch.dtype | None,
+    told: Spool | None,
+) -> Plan:
+    """The engine's plan: the config's, or what rank 0 measures on its first episodes or has measured in an earlier run."""
+    asked = config.engine
+    trials = []
+    if config.meta.steps == 0:
+        plan = LOOP
+    elif asked.mode != "auto":
+        chunk = 1 if asked.mode == "loop" else asked.chunk
+        abreast = 1 if asked.mode == "compiled" else asked.abreast
+        plan = Plan(asked.mode, chunk, asked.layout, abreast)
+    else:
+        plan = None
+        if ranks.rank() == 0:
+            episodes = [bring(loader.episode(0, number)) for number in loader.numbers]
+            trials = measured(config, learner, episodes, autocast)
+            plan = trials[0].plan
+        plan = Plan(*ranks.told_by_first(plan))
+    if told is not None:
+        lines = [f"{trial.plan}: {trial.reason or f'{trial.seconds:.4g} s'}" for trial in trials]
+        told.tags({"engine.plan": str(plan), **({"engine.trials": "; ".join(lines)} if lines else {})})
+    return plan
+
+
+def measured(config: RunConfig, learner: Learner, episodes: list[Episode], autocast: torch.dtype | None) -> list[Trial]:
+    """The trials of an earlier run of the same learner on a machine like this, or new ones, kept for the next run."""
+    kept = config.runs / "plans" / f"{_likeness(config, episodes)}.json"
+    try:
+        rows = json.loads(kept.read_text())
+        found = [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
+    except (OSError, ValueError, TypeError):
+        found = []
+    if found:
+        return found
+    trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]
+    partial = kept.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps(rows))
+    partial.replace(kept)
+    return trials
+
+
+def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
+    """Equal where the same plan is the fastest: machine, threads, versions, model, learner, shapes and number of episodes."""
+    cuda = torch.cuda.is_available()
+    machine = [
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+        os.cpu_count(),
+        torch.cuda.get_device_name() if cuda else "",
+    ]
+    asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
+    asked.append(config.teacher and config.teacher.model_dump(mode="json"))
+    shapes = [str(signature(episode)) for episode in episodes]
+    told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _memory(config: RunConfig, episode: Episode) -> int:
+    """Bytes that the tensors of this worker may take while they are measured and in training."""
+    if config.engine.memory_mib is not None:
+        return config.engine.memory_mib << 20
+    if episode.query.inputs.is_cuda:
+        return torch.cuda.mem_get_info()[0] // 2
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.world()))
+    return psutil.virtual_memory().available // 2 // local
