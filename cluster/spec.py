@@ -194,7 +194,7 @@ class KubeRaySpec(Spec):
     head: Pods = Pods()
     workers: Workers = Workers()
     volumes: tuple[Volume, ...] = ()
-    """Packed data, and where runs are written: the latter on a volume that many nodes may write (ReadWriteMany)."""
+    """Packed data, and where the head writes runs; every pod mounts them all."""
     cache: Quantity = "50Gi"
     """Limit of a pod's disk for /cache and /tmp each."""
     start_s: PositiveInt = 1800

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from pipeline import checkpoint, evaluate, ranks
+from pipeline.archive import Archive
+from pipeline.checkpoint import Files
 from pipeline.evaluate import Subject
 from pipeline.judging import Score, score
 from pipeline.learners.learner import Mode
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
     from pipeline.schema import RunConfig
 
 
-def measured(subject: Subject, split: str, episodes: int, mode: Mode) -> Score:
-    """The headline metric of a checkpoint on the first frozen episodes of a split."""
-    found, rows = evaluate.measure(subject, split=split, episodes=episodes, workers=1, modes=(mode,))
+def measured(subject: Subject, files: Files, split: str, episodes: int, mode: Mode) -> Score:
+    """The headline metric of a checkpoint, given by its files, on the first frozen episodes of a split."""
+    with checkpoint.laid_out(files) as path:
+        subject = subject._replace(checkpoint=str(path))
+        found, rows = evaluate.measure(subject, split=split, episodes=episodes, workers=1, modes=(mode,))
     return score([row[mode].metrics[found.learner.task.headline] for row in rows])
 
 
@@ -29,15 +32,15 @@ class RayAside:
     for no CPU: workers may have them all, and it would wait for ever.
     """
 
-    def __init__(self, subject: Subject, run: Path, writer: checkpoint.Writer, config: RunConfig):
-        self._subject, self._folder, self._writer = subject, run / "checkpoints", writer
+    def __init__(self, subject: Subject, archive: Archive, writer: checkpoint.Writer, config: RunConfig):
+        self._subject, self._archive, self._writer = subject, archive, writer
         self._asked = config.data.validation, config.validation.episodes, Mode(config.evaluate.mode)
         self._sent: Future[Any] | None = None
 
     def begin(self, step: int) -> None:
         """Have the checkpoint of this meta-step, which was handed to the writer, validated."""
         if ranks.rank() == 0:
-            self._sent = self._writer.then(lambda: self._send(checkpoint.path_of(self._folder, step)))
+            self._sent = self._writer.then(lambda: self._send(self._archive.files(step)))
 
     def result(self) -> Score:
         """The score of the checkpoint that was begun with last, on all ranks.
@@ -54,11 +57,11 @@ class RayAside:
         assert found is not None
         return Score(*found)
 
-    def _send(self, path: Path) -> Any:
+    def _send(self, files: Files) -> Any:
         import ray
 
         task = ray.remote(measured).options(num_cpus=0, max_retries=3, scheduling_strategy="SPREAD")
-        return task.remote(self._subject._replace(checkpoint=str(path)), *self._asked)
+        return task.remote(self._subject, files, *self._asked)
 
     def _received(self) -> Score | str:
         import ray

@@ -10,14 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -28,6 +31,9 @@ Done = TypeVar("Done")
 
 FORMAT = 1
 FILES = ("learner.safetensors", "optimizer.safetensors", "state.json", "config.json")
+MANIFEST, COMPLETE = "manifest.json", "COMPLETE"
+Files = Mapping[str, bytes]
+"""The files of a checkpoint by name, as they travel from one machine to another."""
 
 
 class Checkpoint(NamedTuple):
@@ -51,45 +57,62 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises:
         OSError: it cannot be written, as on a full disk; what was written of it is removed.
     """
-    final = path_of(folder, checkpoint.step)
+    return put(folder, checkpoint.step, encoded(checkpoint))
+
+
+def encoded(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint, without COMPLETE."""
+    tensors, settings = _flat(checkpoint.optimizer)
+    learner = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.learner.items()}
+    files = {
+        FILES[0]: save_tensors(learner),
+        FILES[1]: save_tensors(tensors),
+        FILES[2]: json.dumps({"step": checkpoint.step, "optimizer": settings, **checkpoint.state}).encode(),
+        FILES[3]: json.dumps(dict(checkpoint.config)).encode(),
+    }
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return {**files, MANIFEST: json.dumps({"format": FORMAT, "sha256": hashes}, indent=1).encode()}
+
+
+def put(folder: Path, step: int, files: Files) -> Path:
+    """Write the files of a checkpoint as `save` does."""
+    final = path_of(folder, step)
     partial = folder / f".{final.name}.partial"
     for stale in (partial, final):
         shutil.rmtree(stale, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _write_files(partial, checkpoint)
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        # On disk before the name says so: after a power cut a checkpoint is whole or not there.
+        for path in (*partial.iterdir(), partial):
+            _flush(path)
+        (partial / COMPLETE).touch()
+        _flush(partial)
         partial.rename(final)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise OSError(f"checkpoint {final} cannot be written: {error}; make room, then resume") from error
     _flush(folder)
     return final
 
 
-def _write_files(partial: Path, checkpoint: Checkpoint) -> None:
-    tensors, settings = _flat(checkpoint.optimizer)
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.learner.items()}, partial / FILES[0]
-    )
-    save_file(tensors, partial / FILES[1])
-    (partial / FILES[2]).write_text(json.dumps({"step": checkpoint.step, "optimizer": settings, **checkpoint.state}))
-    (partial / FILES[3]).write_text(json.dumps(dict(checkpoint.config)))
-    hashes = {name: hashlib.sha256((partial / name).read_bytes()).hexdigest() for name in FILES}
-    (partial / "manifest.json").write_text(json.dumps({"format": FORMAT, "sha256": hashes}, indent=1))
-    # On disk before the name says so: after a power cut a checkpoint is whole or not there.
-    for path in (*partial.iterdir(), partial):
-        _flush(path)
-    (partial / "COMPLETE").touch()
-    _flush(partial)
+@contextmanager
+def laid_out(files: Files) -> Iterator[Path]:
+    """A folder of a checkpoint whose files came from elsewhere, while the block runs."""
+    with TemporaryDirectory(prefix="metashard-checkpoint-") as folder:
+        yield put(Path(folder), 0, files)
 
 
 class Writer:
-    """Writes checkpoints in a thread of its own while training goes on; leaving the block waits for the last one.
+    """Has checkpoints written in a thread of its own while training goes on; leaving the block waits for the last one.
 
-    One is written at a time, so that the newest whole one is at most one older than the last that was asked for.
+    `write(checkpoint, needed)` does it, and lets older ones go but those of the meta-steps `needed`. One is written at a
+    time, so that the newest whole one is at most one older than the last that was asked for.
     """
 
-    def __init__(self):
+    def __init__(self, write: Callable[[Checkpoint, Collection[int]], None]):
+        self._write = write
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -101,8 +124,8 @@ class Writer:
         if kind is None:
             self._await()
 
-    def write(self, folder: Path, checkpoint: Checkpoint, *, keep: int, needed: Collection[int]) -> None:
-        """Copy the values as they are now, and `save` and `prune` later; waits for the one before.
+    def write(self, checkpoint: Checkpoint, *, needed: Collection[int]) -> None:
+        """Copy the values as they are now, and have them written later; waits for the one before.
 
         Raises:
             OSError: the one before could not be written.
@@ -110,7 +133,7 @@ class Writer:
         self._await()
         learner, optimizer = tree_map(_copied, (dict(checkpoint.learner), dict(checkpoint.optimizer)))
         copied = checkpoint._replace(learner=learner, optimizer=optimizer)
-        self._writing = self._pool.submit(self._write, folder, copied, keep, needed)
+        self._writing = self._pool.submit(self._write, copied, needed)
 
     def then(self, do: Callable[[], Done]) -> Future[Done]:
         """Have something done in the writer's thread, after what it was handed before."""
@@ -120,11 +143,6 @@ class Writer:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-
-    @staticmethod
-    def _write(folder: Path, checkpoint: Checkpoint, keep: int, needed: Collection[int]) -> None:
-        save(folder, checkpoint)
-        prune(folder, keep=keep, needed=needed)
 
 
 def _copied(value: Any) -> Any:
@@ -146,38 +164,65 @@ def load(path: Path) -> Checkpoint:
     Raises:
         InputError: it is not complete, has another format number, or a file's hash is not the manifest's.
     """
-    if not (path / "COMPLETE").exists():
+    return decoded(files_of(path), path)
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    """The files of a complete checkpoint, without COMPLETE; their content is not looked at.
+
+    Raises:
+        InputError: it is not complete, or cannot be read.
+    """
+    if not (path / COMPLETE).exists():
         raise InputError(f"{path} is not a complete checkpoint: it has no file COMPLETE; name another one")
+    files = {}
+    for name in (MANIFEST, *FILES):
+        try:
+            files[name] = (path / name).read_bytes()
+        except OSError as error:
+            said = f"{MANIFEST} is not a manifest" if name == MANIFEST else f"{name} cannot be read"
+            raise InputError(
+                f"checkpoint {path}: {said} ({type(error).__name__}: {error}); name another checkpoint"
+            ) from error
+    return files
+
+
+def decoded(files: Files, path: Path) -> Checkpoint:
+    """The checkpoint that these files are; `path` is where they come from.
+
+    Raises:
+        InputError: as `load`.
+    """
+    hashes = _hashes(files[MANIFEST], path)
+    for name in FILES:
+        if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
+            raise InputError(
+                f"checkpoint {path}: {name} is not what was written (sha256 differs); name another checkpoint"
+            )
     try:
-        hashes = _hashes(path)
-        for name in FILES:
-            if hashlib.sha256((path / name).read_bytes()).hexdigest() != hashes[name]:
-                raise InputError(
-                    f"checkpoint {path}: {name} is not what was written (sha256 differs); name another checkpoint"
-                )
-        state = json.loads((path / FILES[2]).read_text())
-        optimizer = _nested(load_file(path / FILES[1]), state.pop("optimizer"))
-        config = json.loads((path / FILES[3]).read_text())
-        return Checkpoint(state.pop("step"), load_file(path / FILES[0]), optimizer, state, config)
-    except (OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as error:
+        state = json.loads(files[FILES[2]])
+        optimizer = _nested(load_tensors(files[FILES[1]]), state.pop("optimizer"))
+        config = json.loads(files[FILES[3]])
+        return Checkpoint(state.pop("step"), load_tensors(files[FILES[0]]), optimizer, state, config)
+    except (KeyError, TypeError, ValueError, SafetensorError) as error:
         raise InputError(f"checkpoint {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _hashes(path: Path) -> dict[str, str]:
+def _hashes(manifest: bytes, path: Path) -> dict[str, str]:
     try:
-        manifest = json.loads((path / "manifest.json").read_bytes())
-        number, hashes = manifest["format"], manifest["sha256"]
+        told = json.loads(manifest)
+        number, hashes = told["format"], told["sha256"]
         whole = set(hashes) == set(FILES)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"checkpoint {path}: manifest.json is not a manifest ({type(error).__name__}: {error}); name another checkpoint"
+            f"checkpoint {path}: {MANIFEST} is not a manifest ({type(error).__name__}: {error}); name another checkpoint"
         ) from error
     if number != FORMAT:
         raise InputError(
             f"checkpoint {path} has format {number}, this version reads {FORMAT}; use the version that wrote it"
         )
     if not whole:
-        raise InputError(f"checkpoint {path}: manifest.json does not name its files; name another checkpoint")
+        raise InputError(f"checkpoint {path}: {MANIFEST} does not name its files; name another checkpoint")
     return hashes
 
 

@@ -307,13 +307,25 @@ def ui(
     report.ui(runs, uri, port)
 
 
+@app.command(epilog="Example: metashard fetch s3://bucket/runs/glyphs-20260101-120000-ab12")
+def fetch(
+    run: Annotated[str, typer.Argument(help="URL of a run in the store that its config names as mirror")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Bring a run out of a store, to evaluate it here or to go on with it."""
+    from pipeline import mirror
+    from pipeline.data.root import Url
+
+    print(mirror.fetch(Url(run), runs))
+
+
 @app.command(epilog="Example: metashard sync")
 def sync(
     run: Annotated[Path | None, typer.Argument(help="a run; none: all of them")] = None,
     uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: the one each run was started with")] = "",
     runs: Runs = Path("runs"),
 ) -> None:
-    """Send to MLflow what it has not got yet, as after an outage."""
+    """Send MLflow, and the run's copy in a store, what they have not got yet, as after an outage."""
     from pipeline import report
 
     for line in report.sync(runs, run, uri):

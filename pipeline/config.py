@@ -86,7 +86,7 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 
 # What may differ between a run and its resumption: where results are told, and how many do the work.
-FREE = ("workers", "tracking", "runs", "checkpoint")
+FREE = ("workers", "tracking", "runs", "mirror", "checkpoint")
 
 
 def fingerprint(config: RunConfig) -> str:

@@ -126,7 +126,9 @@ def measure(
     if workers == 1:
         parts = [_judged(found, split, modes, numbers[0])]
     else:
-        parts = session.each(_part, [(subject, split, modes, own) for own in numbers], workers=workers)
+        # The nodes of the tasks need not have the folder of the checkpoint.
+        files = checkpoint.files_of(Path(subject.checkpoint)) if subject.checkpoint else None
+        parts = session.each(_part, [(subject, files, split, modes, own) for own in numbers], workers=workers)
     by_number = dict(pair for part in parts for pair in part)
     return found, [by_number[number] for number in range(episodes)]
 
@@ -227,9 +229,12 @@ def _content(index: Index) -> str:
 
 
 def _part(
-    subject: Subject, split: str, modes: Sequence[Mode], numbers: Sequence[int]
+    subject: Subject, files: checkpoint.Files | None, split: str, modes: Sequence[Mode], numbers: Sequence[int]
 ) -> list[tuple[int, dict[Mode, Judgement]]]:
-    return _judged(restored(subject), split, modes, numbers)
+    if files is None:
+        return _judged(restored(subject), split, modes, numbers)
+    with checkpoint.laid_out(files) as path:
+        return _judged(restored(subject._replace(checkpoint=str(path))), split, modes, numbers)
 
 
 def _judged(

@@ -7,18 +7,19 @@ import json
 import math
 import os
 import platform
+from contextlib import suppress
 
 import psutil
 import torch
 
 from pipeline import ranks
+from pipeline.archive import Archive
 from pipeline.data.loader import Loader
 from pipeline.engine import LOOP, Plan, Trial, measure, signature
 from pipeline.episode import Episode
 from pipeline.judging import Place
 from pipeline.learners.learner import Learner
 from pipeline.schema import RunConfig
-from pipeline.spool import Spool
 
 
 def chosen(
@@ -27,7 +28,7 @@ def chosen(
     learner: Learner,
     bring: Place,
     autocast: torch.dtype | None,
-    told: Spool | None,
+    archive: Archive,
 ) -> Plan:
     """The engine's plan: the config's, or what rank 0 measures on its first episodes or has measured in an earlier run."""
     asked = config.engine
@@ -42,31 +43,28 @@ def chosen(
         plan = None
         if ranks.rank() == 0:
             episodes = [bring(loader.episode(0, number)) for number in loader.numbers]
-            trials = measured(config, learner, episodes, autocast)
+            trials = measured(config, learner, episodes, autocast, archive)
             plan = trials[0].plan
         plan = Plan(*ranks.told_by_first(plan))
-    if told is not None:
+    if ranks.rank() == 0:
         lines = [f"{trial.plan}: {trial.reason or f'{trial.seconds:.4g} s'}" for trial in trials]
-        told.tags({"engine.plan": str(plan), **({"engine.trials": "; ".join(lines)} if lines else {})})
+        archive.tags({"engine.plan": str(plan), **({"engine.trials": "; ".join(lines)} if lines else {})})
     return plan
 
 
-def measured(config: RunConfig, learner: Learner, episodes: list[Episode], autocast: torch.dtype | None) -> list[Trial]:
+def measured(
+    config: RunConfig, learner: Learner, episodes: list[Episode], autocast: torch.dtype | None, archive: Archive
+) -> list[Trial]:
     """The trials of an earlier run of the same learner on a machine like this, or new ones, kept for the next run."""
-    kept = config.runs / "plans" / f"{_likeness(config, episodes)}.json"
-    try:
-        rows = json.loads(kept.read_text())
+    name = _likeness(config, episodes)
+    with suppress(OSError, ValueError, TypeError):
+        rows = json.loads(archive.plan(name))
         found = [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
-    except (OSError, ValueError, TypeError):
-        found = []
-    if found:
-        return found
+        if found:
+            return found
     trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
-    kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]
-    partial = kept.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(rows))
-    partial.replace(kept)
+    archive.keep_plan(name, json.dumps(rows))
     return trials
 
 

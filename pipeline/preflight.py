@@ -1,4 +1,4 @@
-"""Before a run on several nodes: whether all of them have the same versions and the same data, and share the folder of runs."""
+"""Before a run on several nodes: whether all of them have the same versions and the same data, and where results will go."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import secrets
 import sys
 import urllib.request
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from pipeline import mirror
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
@@ -25,13 +25,12 @@ _MLFLOW_LIMIT_S = 3
 
 
 class Report(NamedTuple):
-    """What a node says: its versions, the hash of the data it sees or why it sees none, and why it cannot use `runs`."""
+    """What a node says: its versions, the hash of the data it sees or why it sees none."""
 
     node: str
     versions: Mapping[str, str]
     data: str
     data_fault: str = ""
-    storage_fault: str = ""
 
 
 class Line(NamedTuple):
@@ -43,23 +42,19 @@ class Line(NamedTuple):
     is_warning: bool = False
 
 
-def look(node: str, root: Root, mark: Path) -> Report:
-    """What is seen here; `mark` is a file that the driver has put into the folder of runs, and gets a neighbour."""
+def look(node: str, root: Root) -> Report:
+    """What is seen here."""
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
-    data, data_fault, storage_fault = "", "", ""
+    data, data_fault = "", ""
     try:
         data = Index.open(root).fingerprint
     except InputError as error:
         data_fault = str(error)
-    try:
-        mark.with_suffix(f".{node}").write_bytes(mark.read_bytes())
-    except OSError as error:
-        storage_fault = f"{error.strerror}: {error.filename}"
-    return Report(node, versions, data, data_fault, storage_fault)
+    return Report(node, versions, data, data_fault)
 
 
-def lines(reports: Sequence[Report], seen: Sequence[str], config: RunConfig) -> list[Line]:
-    """The table from what the nodes say; `seen` are the nodes whose marks the driver sees."""
+def lines(reports: Sequence[Report], config: RunConfig) -> list[Line]:
+    """The table from what the nodes say."""
     found = []
     for name in reports[0].versions:
         by_version: dict[str, list[str]] = {}
@@ -77,19 +72,32 @@ def lines(reports: Sequence[Report], seen: Sequence[str], config: RunConfig) -> 
         )
     elif len(hashes) > 1:
         data = data._replace(remedy="nodes see different data under this name: copy the same to all")
-    found.append(data)
-    storage = Line("storage", f"{config.runs}: written and read by {len(seen)} of {len(reports)} nodes")
-    cut_off = [report.node for report in reports if report.node not in seen]
-    if cut_off:
-        said = next((r.storage_fault for r in reports if r.storage_fault), "what they write is not seen here")
-        storage = storage._replace(remedy=f"runs must be a folder that all nodes share; {_nodes(cut_off)}: {said}")
-    return [*found, storage]
+    return [*found, data]
 
 
 def _nodes(names: Sequence[str]) -> str:
     """Two of them by name, the others by number."""
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return f"{', '.join(names[:2])}{more}"
+
+
+def storage(config: RunConfig) -> list[Line]:
+    """Whether results can be kept where they are to go: here, through which the nodes reach them, and in the mirror."""
+    mark = config.runs / f".preflight-{secrets.token_hex(4)}"
+    try:
+        config.runs.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+        mark.unlink()
+    except OSError as error:
+        return [Line("storage", f"{config.runs}: {error.strerror}", "name a folder in runs that this node can write")]
+    found = [Line("storage", f"{config.runs.absolute()} of this node, through which the others reach it")]
+    if config.mirror is None:
+        return found
+    try:
+        mirror.check(config.mirror)
+    except InputError as error:
+        return [*found, Line("mirror", f"{config.mirror}: cannot be used", str(error))]
+    return [*found, Line("mirror", f"{config.mirror}: written and read")]
 
 
 def mlflow(uri: str) -> list[Line]:
@@ -117,28 +125,18 @@ def check(config: RunConfig, uri: str) -> None:
     nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
         return
-    mark = config.runs / f".preflight-{secrets.token_hex(4)}"
-    try:
-        config.runs.mkdir(parents=True, exist_ok=True)
-        mark.write_text("seen")
-    except OSError as error:
-        raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
     try:
         remote = ray.remote(num_cpus=0, max_retries=0)(look)
         asked = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(number, soft=False)).remote(
-                f"{name}-{number[:6]}", config.data.root, mark
+                f"{name}-{number[:6]}", config.data.root
             )
             for number, name in nodes.items()
         ]
         reports = ray.get(asked, timeout=_LOOK_LIMIT_S)
-        seen = [report.node for report in reports if mark.with_suffix(f".{report.node}").exists()]
     except (GetTimeoutError, RayError) as error:
         raise InputError(f"preflight: a node does not answer ({type(error).__name__}); see `ray status`") from error
-    finally:
-        for path in config.runs.glob(f"{mark.name}*"):
-            path.unlink()
-    _judge([Line("nodes", str(len(reports))), *lines(reports, seen, config), *mlflow(uri)])
+    _judge([Line("nodes", str(len(reports))), *lines(reports, config), *storage(config), *mlflow(uri)])
 
 
 def _judge(found: Sequence[Line]) -> None:

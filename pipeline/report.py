@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import pictures, spool, tracking
+from pipeline import mirror, pictures, spool, tracking
 from pipeline.data.index import FOLDER as INDEX_FOLDER
 from pipeline.data.index import Index
 from pipeline.data.root import Root, Url
@@ -193,15 +193,17 @@ def _print(table: Table) -> None:
 
 
 def sync(root: Path, run: Path | None, uri: str) -> Iterator[str]:
-    """Send what MLflow has not, of one run (a folder, or an id under `root`) or of all; yields a line for each.
+    """Send MLflow and the copy in a store what they have not, of one run (a folder, or an id under `root`) or of all.
+
+    Yields a line for each.
 
     An empty `uri` stands for the one the run was started with.
 
     Raises:
-        InputError: there is no such run; or, after all were tried, MLflow did not take everything.
+        InputError: there is no such run; or, after all were tried, not everything was taken.
     """
     folders = run_folders(root) if run is None else [run if run.exists() else root / run]
-    short = 0
+    short = lacking = 0
     for folder in folders:
         known = read_json(folder / tracking.TARGET_FILE).get("uri", "")
         chosen = uri or known or tracking.default_uri(root)
@@ -211,12 +213,20 @@ def sync(root: Path, run: Path | None, uri: str) -> Iterator[str]:
         yield f"{folder.name}: {done.sent} records sent to {plain_uri(chosen)}; {state}"
         for reason in done.refused:
             yield f"{folder.name}: MLflow refuses {reason}"
+        try:
+            count = mirror.catch_up(folder)
+        except InputError as error:
+            lacking += 1
+            yield f"{folder.name}: the copy is NOT complete: {error}"
+        else:
+            if count is not None:
+                yield f"{folder.name}: {count} files sent to its copy; complete"
     if not folders:
         yield f"no runs in {root}"
-    if short:
-        raise InputError(
-            f"{short} of {len(folders)} runs are not complete in MLflow; see to the server, then sync again"
-        )
+    if short or lacking:
+        lines = [f"{short} of {len(folders)} runs are not complete in MLflow; see to the server, then sync again"]
+        lines.append(f"{lacking} of {len(folders)} runs have no complete copy")
+        raise InputError("; ".join(line for line, number in zip(lines, (short, lacking), strict=True) if number))
 
 
 def ui(root: Path, uri: str, port: int) -> None:

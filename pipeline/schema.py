@@ -17,7 +17,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from pipeline.data.root import Root, root_of
+from pipeline.data.root import Root, Url, root_of
 from pipeline.errors import InputError
 
 LARGEST = 2**31 - 1
@@ -37,6 +37,21 @@ PositiveInt = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 AtLeastTwo = Annotated[int, Number, Field(ge=2, le=LARGEST)]
 PositiveFloat = Annotated[FiniteFloat, Number, Field(gt=0)]
 Share = Annotated[FiniteFloat, Number, Field(gt=0, lt=1)]
+
+
+def store_of_runs(given: object) -> Url | None:
+    """What `mirror` names."""
+    match given:
+        case None | Url():
+            return given
+        case str() if "://" in given:
+            return Url(given)
+        case _:
+            raise InputError(f"{given!r} is no URL, as s3://bucket/runs; a shared folder can be `runs` itself")
+
+
+def _text_or_none(url: Url | None) -> str | None:
+    return None if url is None else str(url)
 
 
 class Config(BaseModel):
@@ -696,6 +711,9 @@ class RunConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     seed: NonNegativeInt = 0
     runs: Path = Path("runs")
+    """A folder of the machine of the driver; the nodes of the workers need not have it."""
+    mirror: Annotated[Url | None, PlainValidator(store_of_runs), PlainSerializer(_text_or_none)] = None
+    """A folder of a store, as s3://bucket/runs, to which every run is copied while it goes on; any machine goes on from there."""
     data: DataConfig
     task: ClassificationConfig = ClassificationConfig()
     model: ModelConfig = Conv4Config()

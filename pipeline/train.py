@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import sys
 import threading
 import time
@@ -18,11 +19,13 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from pipeline import build, checkpoint, failures, preflight, tracking
+from pipeline import build, checkpoint, failures, mirror, preflight, tracking
+from pipeline.archive import CONFIG_FILE, STOP_FILE, Folder, beside_driver
 from pipeline.build import MakeLearner
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
 from pipeline.config import differences, dump
 from pipeline.data.index import Index
+from pipeline.data.root import Url
 from pipeline.data.sampler import assign
 from pipeline.errors import InputError, RunFailed
 from pipeline.lease import Lease
@@ -31,9 +34,8 @@ from pipeline.schema import RunConfig
 from pipeline.session import connected
 from pipeline.start import provenance, started
 from pipeline.teacher import taught
-from pipeline.worker import STOP_FILE, Job, work
+from pipeline.worker import Job, work
 
-CONFIG_FILE = "config.yaml"
 MAKER = "make_learner"
 """The tag that says who made the learner, where it was not the config."""
 RUN_ENV = "METASHARD_RUN"
@@ -81,29 +83,38 @@ def fit(
     Raises:
         InputError: the config, the data or the run to resume does not fit; nothing was started.
     """
-    index = check(config, make_learner, is_new=resume is None)
-    origins = {**provenance(config), **maker(make_learner)} if resume is None else {}
-    folder = None if resume is None else resumed_run(config, resume, allow_change=allow_change)
+    folder = resume or new_folder(config, name)
+    copy = None if config.mirror is None else config.mirror / folder.name
+    is_new = resume is None and not (copy and mirror.is_known(copy))
+    index = check(config, make_learner, is_new=is_new)
+    if config.mirror is not None:
+        mirror.check(config.mirror)
+    origins = {**provenance(config), **maker(make_learner)} if is_new else {}
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
     is_alone = config.workers.is_alone
     with ExitStack() as held:
+        if not is_new:
+            _take(held, folder, copy)
+            resumed_run(config, folder, allow_change=allow_change)
         if not is_alone:
             needs = config.workers.needs
             held.enter_context(connected(config.workers.least, each=needs, wait_s=config.workers.wait_s))
             preflight.check(config, uri)
-        folder = folder or new_run(config, name)
-        held.enter_context(Lease(folder, lost=_taken_over))
-        job = Job(dump(config), str(folder.absolute()), make_learner)
+        if is_new:
+            new_run(config, folder.name)
+            _take(held, folder, copy)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
         tell_start(folder, config, index, origins)
+        if copy is not None:
+            held.enter_context(mirror.Mirror(folder, copy))
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
         sender.start()
         failures.begin(folder)
         status = "FAILED"
         try:
             with watch(folder, config.meta.steps), _stoppable(folder) as signals:
-                _here(job) if is_alone else _on_ray(job, config)
+                _here(folder, config, make_learner) if is_alone else _on_ray(folder, config, make_learner)
             for failure in failures.since_start(folder):
                 print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
             if said := failures.stubborn(folder):
@@ -183,16 +194,44 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     return index
 
 
+def new_folder(config: RunConfig, name: str = "") -> Path:
+    """Where a run under `runs` is to be, called as the config and the time if it has no name yet."""
+    return config.runs / (name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+
+
 def new_run(config: RunConfig, name: str = "") -> Path:
-    """A fresh folder for a run under `runs`, called as the config and the time if it has no name yet."""
-    run = config.runs / (name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
+    """The folder of a new run, made with its config; it may be there, of a run killed before it had one."""
+    run = new_folder(config, name)
     try:
-        # With a given name it may be there already: a run that was killed before it had its config.
-        (run / "checkpoints").mkdir(parents=True, exist_ok=bool(name))
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
         _keep(config, run)
     except OSError as error:
         raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
     return run
+
+
+def _take(held: ExitStack, run: Path, copy: Url | None) -> None:
+    """Be the run's only driver until `held` is closed; where it has a copy in a store, go on from that if it is newer.
+
+    Raises:
+        InputError: another driver trains it, it is no run, or the store cannot be used.
+    """
+    if not (run / CONFIG_FILE).exists() and not (copy and mirror.is_known(copy)):
+        raise no_run(run, f"it has no {CONFIG_FILE}")
+    if copy is None:
+        held.enter_context(Lease(run, lost=_taken_over))
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    # On one machine several folders may be copies of the run: the lock of one says nothing of the others.
+    board, host = mirror.StoreBoard(copy), f"{socket.gethostname()}:{run.absolute()}"
+    lease = held.enter_context(Lease(run, lost=_taken_over, board=board, host=host))
+    mirror.bring(run, copy, before=lease.before)
+    mirror.held(run, copy, lease.nonce)
+
+
+def no_run(run: Path, why: object) -> InputError:
+    """What is said of a folder that a person takes for a run's."""
+    return InputError(f"--resume {run}: not a run's folder ({why}); `metashard runs` lists them")
 
 
 def found_run(config: RunConfig, name: str) -> Path | None:
@@ -207,8 +246,8 @@ def found_run(config: RunConfig, name: str) -> Path | None:
     return folder if (folder / CONFIG_FILE).exists() else None
 
 
-def resumed_run(config: RunConfig, run: Path, *, allow_change: bool = False) -> Path:
-    """The folder of a run to go on with, if its config is this one, or if another one is allowed.
+def resumed_run(config: RunConfig, run: Path, *, allow_change: bool = False) -> None:
+    """See that the config of a run to go on with is this one, or keep this one if another one is allowed.
 
     Raises:
         InputError: it is not a run, or its config differs; the differences are named.
@@ -216,14 +255,13 @@ def resumed_run(config: RunConfig, run: Path, *, allow_change: bool = False) -> 
     try:
         stored = yaml.safe_load((run / CONFIG_FILE).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"--resume {run}: not a run's folder ({error}); `metashard runs` lists them") from error
+        raise no_run(run, error) from error
     if changed := differences(stored, dump(config)):
         said = f"--resume {run}: its config is another one: {'; '.join(changed)}"
         if not allow_change:
             raise InputError(f"{said}; undo that, start a new run, or say --allow-change")
         print(f"{said}; going on with the new one", file=sys.stderr)
         _keep(config, run)
-    return run
 
 
 def _keep(config: RunConfig, run: Path) -> None:
@@ -239,10 +277,11 @@ def _taken_over() -> None:
     os._exit(1)
 
 
-def _here(job: Job) -> None:
+def _here(folder: Path, config: RunConfig, make_learner: MakeLearner) -> None:
     """One worker, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work(job, device=device)
+    with Folder(folder) as archive:
+        work(Job(dump(config), archive, make_learner), device=device)
 
 
 def _ray_worker(settings: dict[str, Any]) -> None:
@@ -279,7 +318,12 @@ def _in_thread(function: Callable[[], object]) -> None:
         raise failed[0]
 
 
-def _on_ray(job: Job, config: RunConfig) -> None:
+def _on_ray(folder: Path, config: RunConfig, make_learner: MakeLearner) -> None:
+    with beside_driver(folder) as archive:
+        _in_groups(Job(dump(config), archive, make_learner), folder, config)
+
+
+def _in_groups(job: Job, folder: Path, config: RunConfig) -> None:
     """One Ray Train run; Ray starts the group anew when a worker dies, and our own checkpoints say where to go on."""
     import ray
     from ray.train import FailureConfig, ScalingConfig
@@ -310,7 +354,7 @@ def _on_ray(job: Job, config: RunConfig) -> None:
         run_config=RayRunConfig(
             # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
             name=f"ray-{secrets.token_hex(4)}",
-            storage_path=str(job.folder / "ray"),
+            storage_path=str(folder.absolute() / "ray"),
             failure_config=FailureConfig(
                 max_failures=workers.max_failures,
                 controller_failure_limit=math.ceil(workers.replace_s / start_s),
@@ -321,7 +365,7 @@ def _on_ray(job: Job, config: RunConfig) -> None:
         _in_thread(trainer.fit)
     except ControllerError as error:
         said = str(error.controller_failure).partition(chr(10))[0]
-        raise RunFailed(f"{job.folder}: the workers did not start again ({said}); add nodes, then resume it") from error
+        raise RunFailed(f"{folder}: the workers did not start again ({said}); add nodes, then resume it") from error
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, InputError):

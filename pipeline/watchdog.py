@@ -6,14 +6,14 @@ import faulthandler
 import os
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from tempfile import TemporaryFile
 from typing import NamedTuple
 
-from pipeline import failures
+from pipeline.archive import STACKS, Archive
 from pipeline.failures import Failure
 
-FOLDER = "stacks"
 STUCK = 86
 """The exit code of a worker that ended itself."""
 HEARING_S = 5.0
@@ -33,13 +33,13 @@ class Watchdog:
 
     When nothing moved for `limit_s`, the stacks of all threads go to RUN/stacks/rank-N.txt, the lowest rank that still
     can writes down in RUN/failures.jsonl where every rank is, and the process ends, so that Ray starts the group anew. A
-    rank that is frozen cannot write, and is named for its silence. A hang inside compiled code that keeps Python's lock
+    rank that is frozen cannot say anything, and is named for that. A hang inside compiled code that keeps Python's lock
     is noticed by the other ranks only.
     """
 
     def __init__(
         self,
-        run: Path,
+        archive: Archive,
         *,
         rank: int,
         world: int,
@@ -47,14 +47,14 @@ class Watchdog:
         hearing_s: float = HEARING_S,
         end: Callable[[int], None] = os._exit,
     ):
-        self.run, self.rank, self.world, self.limit_s, self.hearing_s = run, rank, world, limit_s, hearing_s
+        self.archive, self.rank, self.world, self.limit_s, self.hearing_s = archive, rank, world, limit_s, hearing_s
         self.place = Place(0, "starting", time.monotonic())
         self._end = end
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> Watchdog:
-        self._path(self.rank).unlink(missing_ok=True)
+        self.archive.say(self.rank, "")
         self.moved(0, "starting")
         self._thread.start()
         return self
@@ -74,33 +74,32 @@ class Watchdog:
 
     def _bark(self, place: Place) -> bool:
         """Whether it has ended the process: not if something moved meanwhile."""
-        self._path(self.rank).parent.mkdir(exist_ok=True)
-        with self._path(self.rank).open("w") as file:
-            file.write(f"{place.step} {place.doing}\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        # Whatever cannot be said, as on a full disk, the process is to end.
+        with suppress(OSError):
+            self.archive.say(self.rank, f"{place.step} {place.doing}\n{_stacks()}")
         # All ranks wait for the slowest, so that they bark together; one that moves after all ends nothing.
         if self._over.wait(self.hearing_s) or self.place != place:
-            self._path(self.rank).unlink()
+            with suppress(OSError):
+                self.archive.say(self.rank, "")
             return False
-        heard = {rank: self._heard(rank) for rank in range(self.world)}
-        if self.rank == min(rank for rank, said in heard.items() if said):
-            failures.note(self.run, Failure(place.step, self.rank, self._told(heard)))
+        with suppress(OSError):
+            heard = self.archive.heard(self.world)
+            if not any(heard[: self.rank]):
+                self.archive.note(Failure(place.step, self.rank, self._told(heard)))
         self._end(STUCK)
         return True
 
-    def _heard(self, rank: int) -> str:
-        try:
-            return self._path(rank).read_text().partition("\n")[0]
-        except FileNotFoundError:
-            return ""
+    def _told(self, heard: Sequence[str]) -> str:
+        places = "; ".join(f"rank {rank}: {_spoken(said)}" for rank, said in enumerate(heard))
+        return f"nothing moved for {self.limit_s:g} s: {places}; see {STACKS}/ in the run's folder"
 
-    def _told(self, heard: dict[int, str]) -> str:
-        places = "; ".join(f"rank {rank}: {_spoken(said)}" for rank, said in heard.items())
-        return f"nothing moved for {self.limit_s:g} s: {places}; stacks in {self.run / FOLDER}"
 
-    def _path(self, rank: int) -> Path:
-        return self.run / FOLDER / f"rank-{rank}.txt"
+def _stacks() -> str:
+    """Those of all threads, the newest call of each first."""
+    with TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read()
 
 
 def _spoken(said: str) -> str:

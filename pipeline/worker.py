@@ -9,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
-from pipeline import build, checkpoint, failures, plans, ranks
+from pipeline import build, checkpoint, plans, ranks
+from pipeline.archive import Archive
 from pipeline.aside import RayAside
 from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
@@ -24,6 +26,7 @@ from pipeline.data.loader import frozen
 from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
+from pipeline.failures import Failure
 from pipeline.feeders import Feeders
 from pipeline.judging import Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
@@ -31,14 +34,12 @@ from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.notices import Notices
 from pipeline.schema import RunConfig
 from pipeline.side_by_side import on_all_threads
-from pipeline.spool import Spool
 from pipeline.start import started
 from pipeline.teacher import taught
 from pipeline.tracking import system_metrics
 from pipeline.watchdog import Watchdog
 
 SYSTEM_EVERY_S = 10.0
-STOP_FILE = "stop"
 Leaving = Callable[[], frozenset[str]]
 
 
@@ -47,12 +48,8 @@ class Job:
     """What every worker of a run is told."""
 
     config: dict[str, Any]
-    run: str
+    archive: Archive
     make_learner: MakeLearner = build.learner
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.run)
 
 
 def work(job: Job, *, device: torch.device, leaving: Leaving = frozenset) -> None:
@@ -60,24 +57,24 @@ def work(job: Job, *, device: torch.device, leaving: Leaving = frozenset) -> Non
 
     Where the same thing failed before, it is not tried again: the driver finds that in RUN/failures.jsonl.
     """
-    if ranks.told_by_first(failures.stubborn(job.folder)):
+    if ranks.told_by_first(job.archive.stubborn() if ranks.rank() == 0 else ""):
         return
     config = parse(job.config, "job")
     limit_s = config.workers.step_timeout_s
-    with Watchdog(job.folder, rank=ranks.rank(), world=ranks.world(), limit_s=limit_s) as watchdog:
+    with Watchdog(job.archive, rank=ranks.rank(), world=ranks.world(), limit_s=limit_s) as watchdog:
         try:
             _train(job, config, device, leaving, watchdog)
         except (InputError, ranks.GroupEnded):
             raise
         except Exception as error:
             said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            failures.note(job.folder, failures.Failure(watchdog.place.step, ranks.rank(), said))
+            job.archive.note(Failure(watchdog.place.step, ranks.rank(), said))
             raise
 
 
 def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, watchdog: Watchdog) -> None:
     index = Index.open(config.data.root)
-    saved = _latest(job.folder / "checkpoints")
+    saved = _latest(job.archive)
     _set_threads(config, saved)
     _set_precision(config)
     # A run that goes on has its values in its checkpoint.
@@ -89,38 +86,44 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
     feeders = config.workers.feeders
     read = Feeders(config, feeders).read if feeders else None
     loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world(), read=read)
-    with loader, _told(job) as told, checkpoint.Writer() as writer:
+    if ranks.rank() == 0:
+        job.archive.open()
+    with loader, checkpoint.Writer(functools.partial(job.archive.save, keep=config.checkpoint.keep)) as writer:
         if saved is not None:
             plan = Plan(*saved.state["plan"])
         else:
-            plan = plans.chosen(config, loader, trainee, build.place(config, device), autocast, told)
+            plan = plans.chosen(config, loader, trainee, build.place(config, device), autocast, job.archive)
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
-        save = functools.partial(_save, job, config, index, learner, optimizer, plan, writer)
+        save = functools.partial(_save, config, index, learner, optimizer, plan, writer)
         if saved is None:
             save(progress)
         hooks = Hooks(
             place=build.place(config, device),
             rate=functools.partial(build.rate, config),
             validate=lambda: _validate(config, index, learner, device, watchdog),
-            record=_recorder(told, config),
+            record=_recorder(job.archive, config),
             save=save,
-            stop_asked=functools.partial(_stop_asked, job),
+            # One rank looks, and the loop's gather tells the others.
+            stop_asked=lambda: ranks.rank() == 0 and job.archive.stop_asked(),
             notices=Notices(leaving),
             aside=_aside(job, config, writer),
-            traced=functools.partial(_traced, job, config, told),
+            traced=functools.partial(_traced, job.archive, config),
             moved=watchdog.moved,
         )
         budget = _budget(config)
-        meta_train(engine, optimizer, loader, budget=budget, hooks=hooks, progress=progress, device=device)
+        try:
+            meta_train(engine, optimizer, loader, budget=budget, hooks=hooks, progress=progress, device=device)
+        finally:
+            job.archive.settle()
 
 
 def _aside(job: Job, config: RunConfig, writer: checkpoint.Writer) -> RayAside | None:
     """What validates while training goes on, where that is wished."""
     if not config.validation.aside:
         return None
-    return RayAside(Subject(job.config, "", job.make_learner), job.folder, writer, config)
+    return RayAside(Subject(job.config, "", job.make_learner), job.archive, writer, config)
 
 
 def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: Optimizer) -> Progress:
@@ -151,19 +154,18 @@ def _budget(config: RunConfig) -> Budget:
     )
 
 
-def _latest(folder: Path) -> checkpoint.Checkpoint | None:
+def _latest(archive: Archive) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from: rank 0 chooses, so that all ranks take the same one."""
-    chosen: str | InputError | None = None
-    if ranks.rank() == 0 and checkpoint.all_in(folder):
+    chosen: int | InputError | None = None
+    if ranks.rank() == 0:
         try:
-            newest = checkpoint.latest(folder)
-            chosen = str(checkpoint.path_of(folder, newest.step))
+            chosen = archive.newest()
         except InputError as error:
             chosen = error
     chosen = ranks.told_by_first(chosen)
     if isinstance(chosen, InputError):
         raise chosen
-    return checkpoint.load(Path(chosen)) if chosen else None
+    return None if chosen is None else archive.load(chosen)
 
 
 def _set_threads(config: RunConfig, saved: checkpoint.Checkpoint | None) -> None:
@@ -198,7 +200,6 @@ def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.d
 
 
 def _save(
-    job: Job,
     config: RunConfig,
     index: Index,
     learner: Learner,
@@ -217,29 +218,16 @@ def _save(
     state.pop("step")
     made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))
     needed = {progress.best_step, *([progress.pending] if progress.pending else [])}
-    writer.write(job.folder / "checkpoints", made, keep=config.checkpoint.keep, needed=needed)
+    writer.write(made, needed=needed)
 
 
-@contextmanager
-def _told(job: Job) -> Iterator[Spool | None]:
-    """Rank 0's spool; the other ranks tell nothing."""
-    if ranks.rank() != 0:
-        yield None
-        return
-    spool = Spool(job.folder)
-    try:
-        yield spool
-    finally:
-        spool.close()
-
-
-def _recorder(told: Spool | None, config: RunConfig) -> Callable[[int, dict[str, float]], None]:
-    """Writes the metrics to the spool, with the machine's own now and then."""
+def _recorder(archive: Archive, config: RunConfig) -> Callable[[int, dict[str, float]], None]:
+    """Rank 0 tells the metrics, with its machine's own now and then."""
     looked_s = 0.0
 
     def record(step: int, values: dict[str, float]) -> None:
         nonlocal looked_s
-        if told is None:
+        if ranks.rank() != 0:
             return
         if time.monotonic() - looked_s >= SYSTEM_EVERY_S:
             looked_s = time.monotonic()
@@ -248,25 +236,21 @@ def _recorder(told: Spool | None, config: RunConfig) -> Callable[[int, dict[str,
             # The time of every rank, by which a slow one is known, would be most of what is told.
             values = {name: value for name, value in values.items() if not name.startswith("rank/")}
         if step % config.tracking.log_every == 0 or "train/loss" not in values:
-            told.metrics(step, values)
+            archive.metrics(step, values)
 
     return record
 
 
 @contextmanager
-def _traced(job: Job, config: RunConfig, told: Spool | None, step: int) -> Iterator[None]:
+def _traced(archive: Archive, config: RunConfig, step: int) -> Iterator[None]:
     """Rank 0 keeps a profiler trace of the meta-step that the config names, for chrome://tracing or Perfetto."""
-    if told is None or step != config.engine.profile_at or step == 0:
+    if ranks.rank() != 0 or step != config.engine.profile_at or step == 0:
         yield
         return
     # Chunks side by side are computed by threads that the profiler otherwise does not look at.
     with torch.profiler.profile(experimental_config=_ExperimentalConfig(profile_all_threads=True)) as profile:
         yield
-    path = job.folder / f"trace-step-{step:08d}.json"
-    profile.export_chrome_trace(str(path))
-    told.artifact(path, "profile")
-
-
-def _stop_asked(job: Job) -> bool:
-    """Whether the driver has put down its wish to stop; one rank looks, and the loop's gather tells the others."""
-    return ranks.rank() == 0 and (job.folder / STOP_FILE).exists()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"trace-step-{step:08d}.json")
+        profile.export_chrome_trace(str(path))
+        archive.trace(path.name, path.read_bytes())

@@ -122,6 +122,30 @@ def glyphs_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a server that speaks S3."""
+    import s3
+
+    with s3.serving() as address:
+        yield address
+
+
+@pytest.fixture
+def s3(s3_server, tmp_path, monkeypatch) -> Iterator[pytest.MonkeyPatch]:
+    """This process may use that server, and does not wait long between tries."""
+    import s3
+
+    from pipeline.data import cache, remote
+
+    for name, value in {**s3.variables(s3_server), cache.FOLDER_VARIABLE: str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
+    remote._store.cache_clear()
+    yield monkeypatch
+    remote._store.cache_clear()
+
+
+@pytest.fixture(scope="session")
 def cluster():
     """One Ray cluster for all tests that need one."""
     from pipeline.session import connected

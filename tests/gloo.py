@@ -60,7 +60,9 @@ def _rank(number: int, world: int, store: str, pipe: Any, function: Callable[...
 
 def work_here(config: dict[str, Any], run: str) -> None:
     """One worker of a run, as under Ray."""
+    from pipeline.archive import Folder
     from pipeline.worker import Job, work
 
     Path(run, "checkpoints").mkdir(parents=True, exist_ok=True)
-    work(Job(config, run), device=torch.device("cpu"))
+    with Folder(Path(run)) as archive:
+        work(Job(config, archive), device=torch.device("cpu"))

@@ -95,7 +95,7 @@ def test_a_checkpoint_is_measured_as_the_learner_was(tmp_path, glyphs_root):
     saved = checkpoint.path_of(
         tmp_path / "run" / "checkpoints", checkpoint.latest(tmp_path / "run" / "checkpoints").step
     )
-    found = aside.measured(Subject(dump(config), str(saved)), "val", 6, Mode(config.evaluate.mode))
+    found = aside.measured(Subject(dump(config), ""), checkpoint.files_of(saved), "val", 6, Mode(config.evaluate.mode))
     series = history(tmp_path / "run").series
     assert found.mean == pytest.approx(series["validation/score"][4], abs=1e-6) and found.episodes == 6
 

@@ -215,10 +215,10 @@ def test_an_empty_or_absent_folder_holds_none(tmp_path):
         assert faults(folder) == []
 
 
-@pytest.mark.parametrize("survives", range(3))
+@pytest.mark.parametrize("survives", range(6))
 @pytest.mark.drill("killed between two files of a checkpoint")
 def test_a_save_killed_in_the_middle_is_not_read(folder, trained, monkeypatch, survives):
-    """Whatever number of its tensor files and its manifest were written, the one before is the latest."""
+    """Whatever number of its five files were written, with COMPLETE missing, the one before is the latest."""
     calls = []
 
     def dies(*arguments):
@@ -227,9 +227,9 @@ def test_a_save_killed_in_the_middle_is_not_read(folder, trained, monkeypatch, s
             raise KeyboardInterrupt
         return write(*arguments)
 
-    write = checkpoint.save_file
-    if survives < 2:
-        monkeypatch.setattr(checkpoint, "save_file", dies)
+    write = checkpoint.Path.write_bytes
+    if survives < 5:
+        monkeypatch.setattr(checkpoint.Path, "write_bytes", dies)
     else:
         monkeypatch.setattr(checkpoint.Path, "touch", dies)
         calls.extend([None] * survives)
@@ -270,28 +270,28 @@ def test_a_full_disk_is_one_line_and_gives_its_room_back(folder, trained, monkey
 
 
 @pytest.fixture
-def slow(monkeypatch):
-    """Saving waits for this event."""
-    go, real = threading.Event(), checkpoint.save
+def slow(tmp_path):
+    """What a writer does, waiting for an event, and the event."""
+    go = threading.Event()
 
-    def save(folder, made):
+    def write(made, needed):
         assert go.wait(LIMIT_S)
-        return real(folder, made)
+        save(tmp_path, made)
 
-    monkeypatch.setattr(checkpoint, "save", save)
-    yield go
+    yield write, go
     go.set()
 
 
 def test_training_goes_on_while_the_values_of_then_are_written(tmp_path, slow):
     learner, optimizer = new()
     train(learner, optimizer, range(2))
-    with Writer() as writer:
-        writer.write(tmp_path, of(2, learner, optimizer), keep=9, needed=())
+    write, go = slow
+    with Writer(write) as writer:
+        writer.write(of(2, learner, optimizer), needed=())
         train(learner, optimizer, range(2, 4))
         assert not all_in(tmp_path)
-        slow.set()
-        writer.write(tmp_path, of(4, learner, optimizer), keep=9, needed=())
+        go.set()
+        writer.write(of(4, learner, optimizer), needed=())
     assert [path.name for path in all_in(tmp_path)] == ["step-00000002", "step-00000004"]
     other, its_optimizer = new()
     train(other, its_optimizer, range(2))
@@ -300,25 +300,25 @@ def test_training_goes_on_while_the_values_of_then_are_written(tmp_path, slow):
     assert same_bits(its_optimizer.state_dict()["state"][0]["exp_avg"], written.optimizer["state"][0]["exp_avg"])
 
 
-def test_what_could_not_be_written_is_raised_at_the_next_one_or_at_the_end(tmp_path, trained, monkeypatch):
+def test_what_could_not_be_written_is_raised_at_the_next_one_or_at_the_end(trained):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", full)
-    with pytest.raises(OSError, match="No space"), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, needed=())
-        writer.write(tmp_path, trained, keep=9, needed=())
+    with pytest.raises(OSError, match="No space"), Writer(full) as writer:
+        writer.write(trained, needed=())
+        writer.write(trained, needed=())
         pytest.fail("the second must not be taken")
-    with pytest.raises(OSError, match="No space"), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, needed=())
-    with pytest.raises(ZeroDivisionError), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, needed=())
+    with pytest.raises(OSError, match="No space"), Writer(full) as writer:
+        writer.write(trained, needed=())
+    with pytest.raises(ZeroDivisionError), Writer(full) as writer:
+        writer.write(trained, needed=())
         raise ZeroDivisionError
 
 
 def test_a_worker_that_fails_leaves_the_checkpoint_that_was_being_written(tmp_path, trained, slow):
-    with pytest.raises(ZeroDivisionError), Writer() as writer:
-        writer.write(tmp_path, trained, keep=9, needed=())
-        slow.set()
+    write, go = slow
+    with pytest.raises(ZeroDivisionError), Writer(write) as writer:
+        writer.write(trained, needed=())
+        go.set()
         raise ZeroDivisionError
     assert latest(tmp_path).step == 2

@@ -35,6 +35,8 @@ LAYERS = {
         "feeders",
         "aside",
         "plans",
+        "archive",
+        "mirror",
     },
     6: {"cli"},
 }

@@ -19,21 +19,17 @@ def config(tmp_path, glyphs_root):
     return small_config(glyphs_root, tmp_path)
 
 
-def remedies(config, reports, seen=("a", "b", "c")) -> dict[str, str]:
-    return {line.what: line.remedy for line in lines(reports, seen, config) if line.remedy}
+def remedies(config, reports) -> dict[str, str]:
+    return {line.what: line.remedy for line in lines(reports, config) if line.remedy}
 
 
-def test_a_node_tells_its_versions_its_data_and_leaves_its_mark(config, tmp_path):
-    mark = tmp_path / ".mark"
-    mark.write_text("seen")
-    said = look("n1", config.data.root, mark)
-    assert said.versions.keys() == VERSIONS.keys() and len(said.data) == 64
-    assert not said.data_fault and not said.storage_fault and (tmp_path / ".mark.n1").read_text() == "seen"
+def test_a_node_tells_its_versions_and_its_data(config):
+    said = look("n1", config.data.root)
+    assert said.versions.keys() == VERSIONS.keys() and len(said.data) == 64 and not said.data_fault
 
 
-def test_a_node_without_data_and_without_the_runs_folder_says_so(tmp_path):
-    said = look("n1", tmp_path / "nothing", tmp_path / "elsewhere" / ".mark")
-    assert "no index here" in said.data_fault and "No such file" in said.storage_fault
+def test_a_node_without_data_says_so(tmp_path):
+    assert "no index here" in look("n1", tmp_path / "nothing").data_fault
 
 
 def test_equal_nodes_pass(config):
@@ -44,7 +40,7 @@ def test_equal_nodes_pass(config):
 def test_unequal_versions_are_named_with_their_nodes(config, name):
     odd = GOOD[1]._replace(versions={**VERSIONS, name: "0.0"})
     assert remedies(config, [GOOD[0], odd, GOOD[2]]) == {name: f"install the same {name} on all nodes"}
-    (line,) = [line for line in lines([GOOD[0], odd, GOOD[2]], "abc", config) if line.what == name]
+    (line,) = [line for line in lines([GOOD[0], odd, GOOD[2]], config) if line.what == name]
     assert line.found == f"{VERSIONS[name]} on a, c; 0.0 on b"
 
 
@@ -57,15 +53,17 @@ def test_other_data_under_the_same_name(config):
     assert "different data" in remedies(config, [GOOD[0]._replace(data="99"), *GOOD[1:]])["data"]
 
 
-def test_a_folder_that_is_not_shared(config):
-    assert "b, c: what they write is not seen here" in remedies(config, GOOD, seen=["a"])["storage"]
-    cut_off = GOOD[2]._replace(storage_fault="Permission denied: /runs")
-    assert "c: Permission denied: /runs" in remedies(config, [*GOOD[:2], cut_off], seen=["a", "b"])["storage"]
+def test_a_folder_that_cannot_be_written(config, tmp_path):
+    (line,) = preflight.storage(config)
+    assert not line.remedy and not list(config.runs.glob(".preflight*"))
+    (tmp_path / "file").touch()
+    (line,) = preflight.storage(config.model_copy(update={"runs": tmp_path / "file" / "runs"}))
+    assert "Not a directory" in line.found and "name a folder in runs" in line.remedy
 
 
 def test_many_nodes_are_not_all_named(config):
     many = [Report(str(n), VERSIONS, "", "no index") for n in range(9)]
-    assert "0, 1 and 7 more say" in remedies(config, many, seen=[str(n) for n in range(9)])["data"]
+    assert "0, 1 and 7 more say" in remedies(config, many)["data"]
 
 
 def test_mlflow_that_does_not_answer_is_a_warning():

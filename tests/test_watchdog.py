@@ -9,6 +9,7 @@ from gloo import work_here
 from small import small_config
 
 from pipeline import checkpoint, failures, train, worker
+from pipeline.archive import Folder
 from pipeline.config import dump
 from pipeline.errors import RunFailed
 from pipeline.failures import Failure
@@ -18,7 +19,7 @@ LIMIT_S = 20
 
 
 def watchdog(run, ended: list[int], *, rank: int = 0, world: int = 1, limit_s: float = 0.1) -> Watchdog:
-    return Watchdog(run, rank=rank, world=world, limit_s=limit_s, hearing_s=0.2, end=ended.append)
+    return Watchdog(Folder(run), rank=rank, world=world, limit_s=limit_s, hearing_s=0.2, end=ended.append)
 
 
 def until(found) -> None:
@@ -129,7 +130,7 @@ def test_a_run_that_fails_stubbornly_says_so_and_may_be_tried_by_a_new_driver(tm
 
     def twice(job, **given):
         for _ in range(2 if bugs.pop() else 0):
-            failures.note(job.folder, Failure(3, 0, "ValueError: x"))
+            job.archive.note(Failure(3, 0, "ValueError: x"))
         real(job, **given)
         bugs.append(False)
 

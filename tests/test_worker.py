@@ -8,6 +8,7 @@ from gloo import work_here
 from small import episode, make, small_config
 
 from pipeline import checkpoint, plans, spool
+from pipeline.archive import Folder
 from pipeline.config import dump
 from pipeline.engine import Plan, Trial
 
@@ -39,7 +40,7 @@ def measured(monkeypatch) -> list[Trial]:
 
 @pytest.mark.parametrize("content", ["", "[[1]]", "{}", '[["x"]]'])
 def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, measured, content):
-    asked = small_config(glyphs_root, tmp_path), make("maml"), [episode(0)], None
+    asked = small_config(glyphs_root, tmp_path), make("maml"), [episode(0)], None, Folder(tmp_path / "run")
     assert plans.measured(*asked) == measured
     (kept,) = (tmp_path / "plans").glob("*.json")
     whole = kept.read_text()
@@ -50,7 +51,7 @@ def test_a_plan_that_cannot_be_read_is_measured_again(tmp_path, glyphs_root, mea
 def test_another_model_is_another_plan(tmp_path, glyphs_root, measured):
     for width in (4, 6, 4):
         config = small_config(glyphs_root, tmp_path, model={"width": width})
-        assert plans.measured(config, make("maml"), [episode(0)], None) == measured
+        assert plans.measured(config, make("maml"), [episode(0)], None, Folder(tmp_path / "run")) == measured
     assert len(list((tmp_path / "plans").glob("*.json"))) == 2
 
 

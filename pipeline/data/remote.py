@@ -10,6 +10,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +32,14 @@ REQUESTS = 16
 TRIES = 6
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.3, 20.0
 REQUEST_S, DEADLINE_S = 60.0, 180.0
+LISTING = ("s3", "s3a")
+"""Schemes whose listing tells the versions that reading checks."""
 _CRC_BYTES = 4
 # Waiting has no part in what a run computes: it draws from no stream of the run.
 _jitter = random.Random()
 
 
-def tried(url: Url, ask: Callable[[float], Answer]) -> Answer:
+def tried(url: Url, ask: Callable[[float], Answer], done: str = "read") -> Answer:
     """What `ask(timeout_s)` gives, asked again with growing waits; `InputError` when tries or time are used up."""
     began = time.monotonic()
     for number in range(TRIES):
@@ -50,7 +53,7 @@ def tried(url: Url, ask: Callable[[float], Answer]) -> Answer:
             break
         time.sleep(wait)
     spent = time.monotonic() - began
-    raise InputError(f"{url}: cannot be read, tried {number + 1} times in {spent:.0f} s ({reason}); is the store up?")
+    raise InputError(f"{url}: cannot be {done}, tried {number + 1} times in {spent:.0f} s ({reason}); is the store up?")
 
 
 class RemoteFile:
@@ -228,12 +231,45 @@ def version_of(url: Url) -> Version:
 
 def versions(folder: Url, urls: Sequence[Url]) -> dict[Url, Version]:
     """The versions of objects of a folder now: from one listing where the store lists, else asked for one by one."""
-    kind = store_of(folder)
-    found: Mapping[Url, Version] = tried(folder, lambda timeout_s: kind.listed(folder, timeout_s=timeout_s))
+    # One by one where listing is not known to tell the same versions, or not allowed where reading is.
+    found: Mapping[Url, Version] = {}
+    if folder.scheme in LISTING:
+        with suppress(InputError):
+            found = listed(folder)
     unlisted = [url for url in urls if url not in found]
     with ThreadPoolExecutor(REQUESTS, thread_name_prefix="versions") as pool:
         asked = dict(zip(unlisted, pool.map(version_of, unlisted), strict=True))
     return {url: found[url] if url in found else asked[url] for url in urls}
+
+
+def listed(folder: Url) -> Mapping[Url, Version]:
+    """The versions of all objects in a folder."""
+    kind = store_of(folder)
+    return tried(folder, lambda timeout_s: kind.listed(folder, timeout_s=timeout_s), "listed")
+
+
+def content(url: Url) -> bytes:
+    """All of an object as it is now, past the cache: for what may be another one the next time."""
+    kind, version = store_of(url), version_of(url)
+    pieces = [
+        range(start, min(start + TOGETHER * CHUNK, version.size)) for start in range(0, version.size, TOGETHER * CHUNK)
+    ]
+    return b"".join(
+        tried(url, lambda timeout_s, piece=piece: kind.get(url, piece.start, piece.stop, version, timeout_s=timeout_s))
+        for piece in pieces
+    )
+
+
+def put(url: Url, content: bytes) -> None:
+    """Write an object."""
+    kind = store_of(url)
+    tried(url, lambda timeout_s: kind.put(url, content, timeout_s=timeout_s), "written")
+
+
+def remove(url: Url) -> None:
+    """Delete an object, if it is there."""
+    kind = store_of(url)
+    tried(url, lambda timeout_s: kind.remove(url, timeout_s=timeout_s), "removed")
 
 
 def remote_file(url: Url, version: Version) -> RemoteFile:

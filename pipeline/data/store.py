@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar, cast, final
 from urllib.parse import quote
 
@@ -50,7 +50,15 @@ class Store(ABC):
 
     @abstractmethod
     def listed(self, folder: Url, *, timeout_s: float) -> Mapping[Url, Version]:
-        """The versions of all objects of a folder; nothing where the store cannot list, or does not let us."""
+        """The versions of all objects of a folder and those in it; `InputError` where the store does not tell."""
+
+    @abstractmethod
+    def put(self, url: Url, content: bytes, *, timeout_s: float) -> None:
+        """Write an object, in the place of one that is there."""
+
+    @abstractmethod
+    def remove(self, url: Url, *, timeout_s: float) -> None:
+        """Delete an object, if it is there."""
 
 
 @final
@@ -96,7 +104,13 @@ class HttpStore(Store):
         return _asked(self._files.loop, ask, timeout_s)
 
     def listed(self, folder: Url, *, timeout_s: float) -> Mapping[Url, Version]:
-        return {}
+        raise InputError(f"{folder}: http lists no folders; use s3:// or gs://")
+
+    def put(self, url: Url, content: bytes, *, timeout_s: float) -> None:
+        raise _only_read(url)
+
+    def remove(self, url: Url, *, timeout_s: float) -> None:
+        raise _only_read(url)
 
     def _encoded(self, url: Url) -> Any:
         return self._files.encode_url(quote(str(url), safe="%/:!$&'()*+,;=~@[]"))
@@ -156,11 +170,28 @@ class S3Store(Store):
                         found[Url(f"{folder.scheme}://{bucket}/{item['Key']}")] = Version(item["Size"], item["ETag"])
             return found
 
-        try:
-            with _s3_errors(folder):
-                return _asked(self._files.loop, ask, timeout_s)
-        except InputError:
-            return {}  # reading may be allowed where listing is not
+        with _s3_errors(folder):
+            return _asked(self._files.loop, ask, timeout_s)
+
+    def put(self, url: Url, content: bytes, *, timeout_s: float) -> None:
+        bucket, key = url.place
+
+        async def ask() -> None:
+            client = await self._files.set_session()
+            await client.put_object(Bucket=bucket, Key=key, Body=content)
+
+        with _s3_errors(url):
+            _asked(self._files.loop, ask, timeout_s)
+
+    def remove(self, url: Url, *, timeout_s: float) -> None:
+        bucket, key = url.place
+
+        async def ask() -> None:
+            client = await self._files.set_session()
+            await client.delete_object(Bucket=bucket, Key=key)
+
+        with _s3_errors(url):
+            _asked(self._files.loop, ask, timeout_s)
 
 
 @final
@@ -185,7 +216,18 @@ class OtherStore(Store):
         return _exactly(data, stop - start)
 
     def listed(self, folder: Url, *, timeout_s: float) -> Mapping[Url, Version]:
-        return {}
+        with _file_errors(folder):
+            found = self._files.find(str(folder), detail=True)
+        prefix = self._files._strip_protocol(str(folder)).rstrip("/") + "/"
+        return {folder / name.removeprefix(prefix): _version_in(facts) for name, facts in found.items()}
+
+    def put(self, url: Url, content: bytes, *, timeout_s: float) -> None:
+        with _file_errors(url):
+            self._files.pipe_file(str(url), content)
+
+    def remove(self, url: Url, *, timeout_s: float) -> None:
+        with _file_errors(url), suppress(FileNotFoundError):
+            self._files.rm_file(str(url))
 
 
 def store(scheme: str) -> Store:
@@ -255,6 +297,10 @@ def _changed(url: Url) -> InputError:
     )
 
 
+def _only_read(url: Url) -> InputError:
+    return InputError(f"{url}: http can only be read from; write to s3:// or gs://")
+
+
 def _judge(url: Url, status: int, code: str = "") -> None:
     if status < 300:
         return
@@ -264,10 +310,10 @@ def _judge(url: Url, status: int, code: str = "") -> None:
     if status in (404, 410):
         raise Absent(f"{url}: is not there ({what}); mend the URL or bring it back")
     if status in (401, 403):
-        raise InputError(f"{url}: access is refused ({what}); give this environment credentials that may read it")
+        raise InputError(f"{url}: access is refused ({what}); give this environment credentials that may do this")
     if status in (412, 416):
         raise _changed(url)
-    raise InputError(f"{url}: cannot be read ({what}); mend the URL, the region or the credentials")
+    raise InputError(f"{url}: cannot be used ({what}); mend the URL, the region or the credentials")
 
 
 @contextmanager
@@ -295,7 +341,7 @@ def _file_errors(url: Url):
     except FileNotFoundError:
         raise Absent(f"{url}: is not there; mend the URL or bring it back") from None
     except PermissionError:
-        raise InputError(f"{url}: access is refused; give this environment credentials that may read it") from None
+        raise InputError(f"{url}: access is refused; give this environment credentials that may do this") from None
     except (TimeoutError, OSError) as error:
         raise Unanswered(_kind(error)) from None
 

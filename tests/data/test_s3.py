@@ -1,91 +1,46 @@
 """Data in an S3 store, spoken to as Amazon's is: same episodes, same run to the last bit; misfits are named."""
 
 import sys
-import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from gloo import work_here
+from s3 import SECRET, put
 from small import small_config
 
 from pipeline import checkpoint, evaluate, prepare, report
 from pipeline.cli import app
 from pipeline.config import dump, load
-from pipeline.data import cache, remote
+from pipeline.data import remote
 from pipeline.data.index import Index
 from pipeline.data.root import Url
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.train import fit
 
-SECRET = "do-not-tell"
-
 
 @pytest.fixture(scope="module")
-def server():
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
-@pytest.fixture
-def environment(server, tmp_path, monkeypatch):
-    """What a node that may read the store has in its environment, and nothing of the machine's own."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "reader",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": str(tmp_path / "none"),
-        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true",
-        cache.FOLDER_VARIABLE: str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.001)
-    remote._store.cache_clear()
-    yield monkeypatch
-    remote._store.cache_clear()
-
-
-@pytest.fixture(scope="module")
-def bucket(server, glyphs_root) -> str:
-    put(server, "/birds")
+def bucket(s3_server, glyphs_root) -> str:
+    put(s3_server, "/birds")
     for path in (*glyphs_root.glob("*.tar"), *glyphs_root.glob("index/*.*")):
-        put(server, f"/birds/packed/{path.relative_to(glyphs_root)}", path.read_bytes())
+        put(s3_server, f"/birds/packed/{path.relative_to(glyphs_root)}", path.read_bytes())
     return "s3://birds/packed"
-
-
-def put(server: str, path: str, content: bytes = b"") -> None:
-    # The server asks for a signature of whoever overwrites, and does not check it.
-    head = {
-        "Content-Type": "application/octet-stream",
-        "Authorization": "AWS4-HMAC-SHA256 Credential=reader/1/us-east-1/s3/x",
-    }
-    with urllib.request.urlopen(
-        urllib.request.Request(server + path, content, head, method="PUT"), timeout=20
-    ) as answer:
-        assert answer.status == 200
 
 
 def final(run: Path) -> dict[str, torch.Tensor]:
     return dict(checkpoint.latest(run / "checkpoints").learner)
 
 
-def test_every_sample_is_the_one_on_disk(environment, bucket, glyphs_root):
+def test_every_sample_is_the_one_on_disk(s3, bucket, glyphs_root):
     ours, theirs = Shards(Index.open(glyphs_root)), Shards(Index.open(bucket))
     for row in range(0, len(ours.index), 7):
         assert theirs.read(row, "image") == ours.read(row, "image")
     assert prepare.verify(bucket) == []
 
 
-def test_a_run_is_the_same_to_the_last_bit(environment, bucket, glyphs_root, tmp_path):
+def test_a_run_is_the_same_to_the_last_bit(s3, bucket, glyphs_root, tmp_path):
     """Meta-gradients, validation and evaluation: what lies where is no part of them."""
     for name, root in (("here", glyphs_root), ("there", bucket)):
         work_here(dump(small_config(root, tmp_path)), str(tmp_path / name))
@@ -99,7 +54,7 @@ def test_a_run_is_the_same_to_the_last_bit(environment, bucket, glyphs_root, tmp
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]
 
 
-def test_supervised_runs_stream_from_it(environment, bucket, glyphs_root, tmp_path):
+def test_supervised_runs_stream_from_it(s3, bucket, glyphs_root, tmp_path):
     sections = {"learner": {"kind": "supervised"}, "meta": {"steps": 3, "batch": 2}}
     for name, root in (("here", glyphs_root), ("there", bucket)):
         work_here(dump(small_config(root, tmp_path, **sections)), str(tmp_path / name))
@@ -108,7 +63,7 @@ def test_supervised_runs_stream_from_it(environment, bucket, glyphs_root, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_run_from_the_command_line(environment, bucket, tmp_path):
+def test_a_run_from_the_command_line(s3, bucket, tmp_path):
     """A whole run, with MLflow, and going on with it: the place is kept as it was given."""
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(dump(small_config("nowhere", tmp_path / "runs"))))
@@ -119,7 +74,7 @@ def test_a_run_from_the_command_line(environment, bucket, tmp_path):
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
 
 
-def test_verbs_take_the_url(environment, bucket, tmp_path, capsys):
+def test_verbs_take_the_url(s3, bucket, tmp_path, capsys):
     with pytest.raises(SystemExit) as left:
         app(["verify", bucket])
     assert left.value.code == 0 and "no fault" in capsys.readouterr().out
@@ -130,46 +85,46 @@ def test_verbs_take_the_url(environment, bucket, tmp_path, capsys):
         report.show(Index.without_shards(bucket).root / "x", tmp_path / "y.png")
 
 
-def test_an_object_that_changed_is_refused(environment, server, glyphs_root):
-    put(server, "/changing")
+def test_an_object_that_changed_is_refused(s3, s3_server, glyphs_root):
+    put(s3_server, "/changing")
     for path in (*glyphs_root.glob("*.tar"), *glyphs_root.glob("index/*.*")):
-        put(server, f"/changing/{path.relative_to(glyphs_root)}", path.read_bytes())
+        put(s3_server, f"/changing/{path.relative_to(glyphs_root)}", path.read_bytes())
     shards = Shards(Index.open("s3://changing"))
     tar = next(glyphs_root.glob("*.tar"))
     content = bytearray(tar.read_bytes())
     content[-1] ^= 1
-    put(server, f"/changing/{tar.name}", bytes(content))
+    put(s3_server, f"/changing/{tar.name}", bytes(content))
     with pytest.raises(InputError, match=f"s3://changing/{tar.name}: changed since it was opened"):
         shards.read(0, "image")
-    put(server, f"/changing/{tar.name}", bytes(content[:-512]))
+    put(s3_server, f"/changing/{tar.name}", bytes(content[:-512]))
     with pytest.raises(InputError, match=f"{tar.name}: .* bytes, the index says"):
         Index.open("s3://changing")
 
 
-def test_a_store_that_does_not_let_us_list_is_asked_one_by_one(environment, bucket, glyphs_root):
+def test_a_store_that_does_not_let_us_list_is_asked_one_by_one(s3, bucket, glyphs_root):
     kind = remote.store_of(Index.without_shards(bucket).root)
-    environment.setattr(type(kind), "listed", lambda self, folder, timeout_s: {})
+    s3.setattr(type(kind), "listed", lambda self, folder, timeout_s: {})
     assert len(Index.open(bucket)) == len(Index.open(glyphs_root))
 
 
-def test_who_has_no_credentials_is_told_where_they_come_from(environment, bucket):
-    environment.delenv("AWS_ACCESS_KEY_ID")
-    environment.delenv("AWS_SECRET_ACCESS_KEY")
+def test_who_has_no_credentials_is_told_where_they_come_from(s3, bucket):
+    s3.delenv("AWS_ACCESS_KEY_ID")
+    s3.delenv("AWS_SECRET_ACCESS_KEY")
     remote._store.cache_clear()
     with pytest.raises(InputError, match="NoCredentialsError; set AWS_PROFILE, or AWS_ACCESS_KEY_ID"):
         Index.open(bucket)
 
 
-def test_a_store_that_is_down_is_named_without_secrets(environment, bucket):
-    environment.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+def test_a_store_that_is_down_is_named_without_secrets(s3, bucket):
+    s3.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     remote._store.cache_clear()
     with pytest.raises(InputError, match=rf"manifest.json: cannot be read, tried {remote.TRIES} times") as caught:
         Index.open(bucket)
     assert SECRET not in str(caught.value)
 
 
-def test_what_is_missing_to_read_s3_is_named(environment, bucket):
-    environment.setitem(sys.modules, "s3fs", None)
+def test_what_is_missing_to_read_s3_is_named(s3, bucket):
+    s3.setitem(sys.modules, "s3fs", None)
     remote._store.cache_clear()
     with pytest.raises(InputError, match=r"s3://: what reads it is not installed; pip install 'metashard\[s3\]'"):
         Index.open(bucket)

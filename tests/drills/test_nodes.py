@@ -1,15 +1,22 @@
 """Drills on several Ray nodes: processes are killed and frozen, and the run ends as if nothing had been."""
 
+import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from drills.drilled import EVERY, LIMIT_S, STEPS, Submitted, check_whole, config_for, until
+from drills.drilled import EVERY, LIMIT_S, ROOT, STEPS, Submitted, check_whole, config_for, until
 from gloo import on_ranks, work_here
 
+from cluster.supervise import binary, end, free_port
 from pipeline import checkpoint, failures
 from pipeline.config import dump
 from pipeline.spool import history
@@ -228,6 +235,53 @@ def test_the_number_of_workers_follows_the_nodes(submitted, unbroken, record_pro
 
 
 @pytest.mark.slow
+@pytest.mark.drill("nodes that cannot see the run's folder")
+def test_nodes_share_no_folder_with_the_driver(tmp_path, glyphs_root, unbroken):
+    """All workers are on a node that sees an empty folder in its place, by a mount of its own."""
+    if os.geteuid() or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("needs the right to mount")
+    config = config_for(glyphs_root, tmp_path / "runs", validation={"every": 20, "aside": True})
+    (tmp_path / "run.yaml").write_text(json.dumps(dump(config)))
+    (tmp_path / "runs").mkdir()
+    hide = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs hidden "$0" && exec "$@"', str(tmp_path / "runs")]
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    place = Path(tempfile.mkdtemp(prefix="ms-", dir="/tmp"))
+    own = [f"--port={port}", "--head", "--num-cpus=0", "--include-dashboard=false", f"--temp-dir={place}/0"]
+    nodes = [_node([], own)]
+    try:
+        until(lambda: nodes[0].poll() is not None or _answers(port), "the head")
+        nodes.append(_node(hide, [f"--address={address}", "--num-cpus=2", f"--temp-dir={place}/1"]))
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": address}
+        train = [sys.executable, "-m", "pipeline.cli", "train", str(tmp_path / "run.yaml"), "--run", "r"]
+        done = subprocess.run(train, env=variables, capture_output=True, text=True, timeout=LIMIT_S)
+    finally:
+        end(nodes, wait_s=8)
+        shutil.rmtree(place)
+    assert done.returncode == 0, done.stderr
+    check_whole(tmp_path / "runs" / "r", unbroken)
+    assert list(history(tmp_path / "runs" / "r").series["validation/score"]) == [20, 40, 60]
+
+
+def _node(before: list[str], role: list[str]) -> subprocess.Popen[bytes]:
+    command = [
+        *before,
+        binary("ray"),
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        "--node-ip-address=127.0.0.1",
+        *role,
+    ]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.slow
 @pytest.mark.drill("a cluster too small: refused after a deadline")
 def test_a_cluster_too_small(submitted):
     drill = submitted(nodes=1, workers={"count": 2, "threads": 1, "wait_s": 3})
@@ -259,8 +313,6 @@ def _has_worker(raylet: psutil.Process) -> bool:
 
 def _drain(drill: Submitted, raylet: psutil.Process) -> None:
     """What a cloud's agent does when it learns that its node will be taken away."""
-    from cluster.supervise import binary
-
     (driver,) = drill.family("bin/metashard", "train")
     node = next(word.partition("=")[2] for word in raylet.cmdline() if word.startswith("--node_id="))
     words = ["--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
@@ -273,7 +325,5 @@ def _join(drill: Submitted) -> psutil.Popen:
     """A second node for a cluster that waits for it, with the cluster's token."""
     (driver,) = drill.family("bin/metashard", "train")
     known = driver.environ()
-    from cluster.supervise import binary
-
     command = [binary("ray"), "start", "--block", f"--address={known['RAY_ADDRESS']}", "--num-cpus=1"]
     return psutil.Popen([*command, "--node-ip-address=127.0.0.1", "--disable-usage-stats"], env=known)
