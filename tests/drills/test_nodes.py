@@ -293,7 +293,8 @@ def test_a_cluster_too_small(submitted):
 @pytest.mark.slow
 @pytest.mark.drill("SIGKILL of a node for which there is no other: a deadline, resumed on a new cluster")
 def test_a_lost_node_is_not_waited_for_without_end(submitted, unbroken):
-    drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "replace_s": 1}))
+    # Told as min and max Ray waits ten seconds for room before it tries anew, not sixty.
+    drill = started(submitted(nodes=2, workers={"min": 2, "max": 2, "threads": 1, "replace_s": 1}))
     (raylet,) = [process for process in drill.family("raylet/raylet") if "--head" not in process.cmdline()]
     raylet.kill()
     assert drill.until_over() == "failed", drill.log()
