@@ -4,7 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
-CONFIG ?= configs/train/classification/glyphs.yaml
+TASK ?= classification
+CONFIG ?= configs/train/$(TASK)/glyphs.yaml
+EMBEDDED := $(if $(filter classification,$(TASK)),glyphs,scenes)
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -22,7 +24,10 @@ install: .venv/installed ## make .venv and install metashard with its tools
 data/glyphs/index/manifest.json: | .venv/installed
 	$(BIN)/metashard pack - data/glyphs --layout glyphs --size 28
 
-train: .venv/installed data/glyphs/index/manifest.json ## pack the embedded data set, meta-train with 2 workers, evaluate
+data/scenes/index/manifest.json: | .venv/installed
+	$(BIN)/metashard pack - data/scenes --layout scenes
+
+train: .venv/installed data/$(EMBEDDED)/index/manifest.json ## pack embedded data, meta-train with 2 workers, evaluate (TASK=segmentation: another task)
 	$(BIN)/metashard train $(CONFIG)
 
 test: .venv/installed ## what CI runs: default and Ray lanes, and a short slow smoke
@@ -36,7 +41,7 @@ test-all: .venv/installed ## every test, the long ones too
 
 drills: .venv/installed ## every fault that a run must survive, as a table in runs/drills.md
 	mkdir -p runs
-	$(BIN)/python -m pytest -m drill --drills runs/drills.md
+	$(BIN)/python -m pytest -m drill --drills=runs/drills.md
 	@cat runs/drills.md
 
 check: .venv/installed ## lint, format, types, layers
@@ -60,6 +65,6 @@ results: .venv/installed ## the table of all methods in docs/results.md (hours; 
 	$(BIN)/python benchmarks/results.py --data $(DATA)
 
 clean: ## remove packed data, runs and the environment
-	rm -rf .venv data/glyphs runs *.egg-info
+	rm -rf .venv data/glyphs data/scenes runs *.egg-info
 
 .PHONY: help install train test test-all drills check ui bench results clean

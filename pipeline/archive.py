@@ -296,7 +296,7 @@ class Distant(Archive):
         if not ray.wait([self._asked], timeout=0)[0]:
             return False
         asked, self._asked = self._asked, None
-        return ray.get(asked)
+        return self._answer(asked, ANSWER_S)
 
     def stubborn(self) -> str:
         return self._done("stubborn")

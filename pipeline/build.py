@@ -22,6 +22,7 @@ from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
+from pipeline.learners.dense import DensePrototypeLearner
 from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
@@ -43,17 +44,21 @@ from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.models.resnet12 import ResNet12
 from pipeline.models.rnn import Rnn
+from pipeline.models.unet import Unet
 from pipeline.models.vit import Vit
 from pipeline.schema import (
     AdamConfig,
     ClassBalancedConfig,
+    ClassificationConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
     CosineConfig,
     CosineHeadConfig,
+    CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
     CurvatureConfig,
+    DiceConfig,
     EmbeddingConfig,
     EstimateConfig,
     EvolutionConfig,
@@ -70,6 +75,7 @@ from pipeline.schema import (
     LeoConfig,
     LinearHeadConfig,
     LogisticConfig,
+    LossConfig,
     LstmConfig,
     MatchingConfig,
     MetaNetConfig,
@@ -77,6 +83,8 @@ from pipeline.schema import (
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
+    PixelCrossEntropyConfig,
+    PixelLossConfig,
     ProcedureConfig,
     PrototypeConfig,
     PrototypesConfig,
@@ -86,22 +94,26 @@ from pipeline.schema import (
     RidgeConfig,
     RnnConfig,
     RunConfig,
+    SegmentationConfig,
     SgdConfig,
     SquaredErrorConfig,
     StepConfig,
     SupervisedConfig,
     SvmConfig,
     TimmConfig,
+    UnetConfig,
     UnrolledConfig,
     VitConfig,
     WarpConfig,
 )
+from pipeline.tasks import pixel_losses
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
+from pipeline.tasks.segmentation import Segmentation
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Features
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Features
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -202,19 +214,78 @@ def trained_on(config: RunConfig, other: Index, state: Mapping[str, Any]) -> Ind
 
 def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:
     """Reads samples as the config asks, with so many channels; none: with their own."""
-    return Reader(Shards(index), config.data.invert, config.data.size, channels)
+    masks = isinstance(config.task, SegmentationConfig)
+    if masks and not index.has(0, "mask"):
+        raise InputError(
+            f"{index.root}: samples have no masks, which task.kind = segmentation needs; pack data that have, as --layout scenes"
+        )
+    return Reader(Shards(index), config.data.invert, config.data.size, channels, masks)
 
 
 def task(config: RunConfig) -> Task:
     """The task; with a teacher, one whose loss listens to it."""
-    made = Classification(_loss(config))
+    made = _task(config)
     if config.teacher is None:
         return made
     return Distilled(made, weight=config.teacher.weight, temperature=config.teacher.temperature)
 
 
-def _loss(config: RunConfig) -> Loss:
-    match config.task.loss:
+def _task(config: RunConfig) -> Task:
+    match config.task:
+        case ClassificationConfig(loss=loss):
+            for key, ways in (("data.ways", config.data.ways), ("evaluate.ways", config.evaluate.ways)):
+                if ways == 1:
+                    raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
+            return Classification(_loss(loss))
+        case SegmentationConfig(loss=loss):
+            _check_segmentation(config)
+            return Segmentation(_pixel_loss(loss))
+        case _ as never:
+            assert_never(never)
+
+
+def _check_segmentation(config: RunConfig) -> None:
+    """What of a config is for classification alone."""
+    chosen, learner = config.model, config.learner
+    if not isinstance(chosen, UnetConfig):
+        raise InputError(
+            f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
+            "set model.kind = unet"
+        )
+    if not isinstance(learner, GradientConfig | PrototypeConfig):
+        raise InputError(
+            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient or prototype"
+        )
+    if isinstance(learner, GradientConfig) and not (
+        isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
+    ):
+        raise InputError(
+            "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
+            "learner.initial.kind = learned or fresh"
+        )
+    if isinstance(learner, PrototypeConfig) and learner.backward:
+        raise InputError("learner.backward counts images of a class, which pixels are not; set it to 0")
+    if config.teacher is not None or config.data.rotations:
+        key = "teacher" if config.teacher is not None else "data.rotations"
+        raise InputError(f"{key} is for task.kind = classification; leave it out")
+
+
+def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:
+    match chosen:
+        case PixelCrossEntropyConfig():
+            return pixel_losses.cross_entropy
+        case DiceConfig():
+            return pixel_losses.dice
+        case CrossEntropyAndDiceConfig():
+            return pixel_losses.both
+        case FocalConfig(gamma=gamma):
+            return partial(pixel_losses.focal, gamma=gamma)
+        case _ as never:
+            assert_never(never)
+
+
+def _loss(chosen: LossConfig) -> Loss:
+    match chosen:
         case CrossEntropyConfig(smoothing=smoothing):
             return partial(cross_entropy, smoothing=smoothing)
         case FocalConfig(gamma=gamma):
@@ -298,10 +369,27 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
             return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
         case TimmConfig(name=name):
             return Foreign(_timm(name, channels), channels=channels, size=size)
+        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm):
+            return _unet(
+                config, size, channels=channels, width=width, depth=depth, downsample=downsample, norm=norm, steps=steps
+            )
         case FeaturesConfig():
             return Features(channels=channels, side=size, encoder=index.encoder)
         case _ as never:
             assert_never(never)
+
+
+def _unet(config: RunConfig, size: int, *, depth: int, **options: Any) -> Unet:
+    if not isinstance(config.task, SegmentationConfig):
+        raise InputError(
+            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation, or another model.kind"
+        )
+    if size % 2**depth:
+        nearest = max(1, round(size / 2**depth)) * 2**depth
+        raise InputError(
+            f"images of {size} pixels cannot be halved model.depth = {depth} times; set data.size = {nearest}, or a smaller depth"
+        )
+    return Unet(depth=depth, **options)
 
 
 def _timm(name: str, channels: int) -> nn.Module:
@@ -413,8 +501,13 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 )
             head = _head(chosen.head, task, encoder.features, config.data.ways)
             return _gradient_learner(config, chosen, Network(encoder, head), task)
-        case PrototypeConfig():
-            return PrototypeLearner(Network(encoder, nn.Identity()), task)
+        case PrototypeConfig(align=align):
+            model = Network(encoder, nn.Identity())
+            if isinstance(config.task, SegmentationConfig):
+                return DensePrototypeLearner(model, task, align=align)
+            if align:
+                raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
+            return PrototypeLearner(model, task)
         case MatchingConfig(reads=0):
             return MatchingLearner(Network(encoder, nn.Identity()), task)
         case MatchingConfig(reads=reads):
@@ -498,7 +591,7 @@ def _check_ways(config: RunConfig, way_out: str = "") -> None:
 
 
 def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network, task: Task) -> Learner:
-    initial = _initial(chosen, model)
+    initial = _initial(chosen, model, task)
     rule = _rule(chosen, {name: value for name, value in model.named_parameters() if name in initial.names})
     held = [("model", model), ("initial", initial), ("rule", rule)]
     trained = {
@@ -525,7 +618,7 @@ def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network,
     )
 
 
-def _initial(config: GradientConfig, model: Network) -> Initial:
+def _initial(config: GradientConfig, model: Network, task: Task) -> Initial:
     match config.initial:
         case LearnedConfig():
             return Learned(model, config.adapts)
@@ -537,7 +630,7 @@ def _initial(config: GradientConfig, model: Network) -> Initial:
                 )
             return Prototypes(model, config.adapts)
         case FreshConfig():
-            return Fresh(model, config.adapts)
+            return Fresh(model, config.adapts, beyond=task.outputs(0))
         case ContextConfig():
             return Context(model)
         case _ as never:

@@ -24,6 +24,7 @@ from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
 from pipeline.side_by_side import one_thread
 from pipeline.spool import Spool
+from pipeline.tasks.segmentation import Segmentation
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")
 RESULT_FILE = "result.json"
@@ -99,7 +100,10 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
                 trained.step,
                 {f"test/{mode.value}/{name}": found.mean, f"test/{mode.value}/{name}_interval": found.interval},
             )
-        told.metrics(trained.step, {f"test/{mode.value}/{name}": v for name, v in trained.pooled[mode].items()})
+        for name, (mean, interval) in trained.pooled[mode].items():
+            told.metrics(trained.step, {f"test/{mode.value}/{name}": mean})
+            if interval is not None:
+                told.metrics(trained.step, {f"test/{mode.value}/{name}_interval": interval})
     told.artifact(run / RESULT_FILE)
     told.artifact(best / "manifest.json", "checkpoint")
     for path in drawn:
@@ -117,45 +121,48 @@ def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
         # Features are no pictures.
         made = [] if index.encoder else [_draw_episode(folder / "episode.png", config, index, learner)]
         if config.meta.steps:
-            made.append(_draw_losses(folder / "losses.png", run))
+            made.append(_draw_losses(folder / "losses.png", run, learner.task.headline))
         if isinstance(learner, GradientLearner):
             made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner, floor))
     return made
 
 
 def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
-    from pipeline.pictures import episode_picture  # matplotlib takes a second, and a run starts without it
+    from pipeline.pictures import episode_picture, segmentation_picture  # a second, without which a run starts
 
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
     drawn = sampler.draw(0, PICTURE_EPISODE)
     episode = build.place(config, torch.device("cpu"))(reader.episode(drawn))
     predict = learner.adapt(episode.support, episode.ways, mode=Mode(config.evaluate.mode))
-    episode_picture(
+    support, query = episode.support, episode.query
+    names = [index.class_names[number] for number in drawn.classes]
+    if isinstance(learner.task, Segmentation):
+        (given, masks), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
+        said = predict(query.inputs).argmax(1).numpy()
+        return segmentation_picture(path, given, masks, asked, truth, said, names)
+    return episode_picture(
         path,
-        episode.support.inputs.numpy(),
-        episode.support.targets.tolist(),
-        episode.query.inputs.numpy(),
-        episode.query.targets.tolist(),
-        predict(episode.query.inputs).argmax(-1).tolist(),
-        [index.class_names[number] for number in drawn.classes],
+        support.inputs.numpy(),
+        support.targets.tolist(),
+        query.inputs.numpy(),
+        query.targets.tolist(),
+        predict(query.inputs).argmax(-1).tolist(),
+        names,
     )
-    return path
 
 
-def _draw_losses(path: Path, run: Path) -> Path:
+def _draw_losses(path: Path, run: Path, metric: str) -> Path:
     from pipeline.pictures import loss_curve
 
     series = spool.history(run).series
     losses, scores = series["train/loss"], series.get("validation/score", {})
     intervals = series.get("validation/interval", {})
-    loss_curve(
-        path, list(losses), list(losses.values()), (list(scores), list(scores.values()), list(intervals.values()))
-    )
-    return path
+    validation = list(scores), list(scores.values()), list(intervals.values())
+    return loss_curve(path, list(losses), list(losses.values()), validation, metric=metric)
 
 
 def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner, floor: float) -> Path:
-    """Accuracy against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
+    """The headline against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
     from pipeline.pictures import adaptation_curve
 
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
@@ -176,6 +183,7 @@ def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: Gradi
         [found.mean for found in scores],
         [found.interval for found in scores],
         floor,
+        metric=learner.task.headline,
     )
     return path
 

@@ -31,6 +31,7 @@ from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
 from pipeline.side_by_side import on_all_threads
 from pipeline.start import started
+from pipeline.tasks.task import Pooled
 
 MODES = (Mode.INDUCTIVE, Mode.TRANSDUCTIVE)
 
@@ -66,7 +67,7 @@ class Evaluation(NamedTuple):
     """
 
     scores: dict[Mode, dict[str, Score]]
-    pooled: dict[Mode, dict[str, float]]
+    pooled: dict[Mode, dict[str, Pooled]]
     split: str
     shape: Shape
     step: int
@@ -74,14 +75,19 @@ class Evaluation(NamedTuple):
     metric: str
 
     def as_json(self) -> dict[str, Any]:
-        """The settings, and by mode and metric `mean`, `interval` (not of pooled figures) and `episodes`."""
+        """The settings, and by mode and metric `mean`, `interval` (where there is one) and `episodes`."""
         told: dict[str, Any] = {"split": self.split, **self.shape._asdict()}
         told |= {"step": self.step, "inner_steps": self.inner_steps, "metric": self.metric}
         for mode, scores in self.scores.items():
             (episodes,) = {found.episodes for found in scores.values()}
             told[mode.value] = {name: found._asdict() for name, found in scores.items()}
-            told[mode.value] |= {n: {"mean": v, "episodes": episodes} for n, v in self.pooled[mode].items()}
+            told[mode.value] |= {name: _told(found, episodes) for name, found in self.pooled[mode].items()}
         return told
+
+
+def _told(found: Pooled, episodes: int) -> dict[str, Any]:
+    told = {"mean": found.mean, "episodes": episodes}
+    return told if found.interval is None else {**told, "interval": found.interval}
 
 
 def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Evaluation:
@@ -92,12 +98,14 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     """
     found, rows = measure(subject, split=split, episodes=episodes, workers=workers)
     by_mode = {mode: [row[mode] for row in rows] for mode in MODES}
+    drawing = build.sampler(found.config, found.index, split)
+    classes = [drawing.draw(0, number).classes for number in range(episodes)]
     step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
     return Evaluation(
         {mode: _scores(own) for mode, own in by_mode.items()},
-        {mode: pooled(found.learner.task, own) for mode, own in by_mode.items()},
+        {mode: pooled(found.learner.task, own, classes) for mode, own in by_mode.items()},
         split,
-        build.sampler(found.config, found.index, split).shape,
+        drawing.shape,
         step,
         found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
         found.learner.task.headline,
@@ -313,7 +321,7 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
         # A series has one value per step: what is measured otherwise has another name.
         shape = f"{ways}way-{shots}shot-{queries}query-{episodes}episodes"
         shape += "" if is_usual else f"-{evaluation.inner_steps}steps"
-        means = {name: found.mean for name, found in metrics.items()} | evaluation.pooled[mode]
+        means = {name: found.mean for name, found in (metrics | evaluation.pooled[mode]).items()}
         start = f"evaluate/{evaluation.split}-{shape}/{mode.value}"
         told.metrics(evaluation.step, {f"{start}/{name}": mean for name, mean in means.items()})
     told.artifact(kept, "evaluations")

@@ -15,7 +15,7 @@ from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.models.network import Network
 from pipeline.models.norm import Given, Running
-from pipeline.schema import FeaturesConfig, FilmConfig, RunConfig
+from pipeline.schema import ClassificationConfig, FeaturesConfig, FilmConfig, RunConfig
 from pipeline.start import begin
 
 
@@ -50,6 +50,10 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path) -> Known:
     """
     if isinstance(config.model, FeaturesConfig):
         raise InputError(f"{path}: has no encoder, only what was learned on features; name the run of the encoder")
+    if not isinstance(config.task, ClassificationConfig):
+        raise InputError(
+            f"{path}: task.kind = {config.task.kind} has features of pixels, not of images; name a run of classification"
+        )
     if isinstance(config.learner, FilmConfig):
         raise InputError(
             f"{path}: the encoder of learner.kind = film is another one for every support; name a run of another learner"

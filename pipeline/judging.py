@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline import ranks
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner, Mode
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Pooled, Task
 
 
 class Score(NamedTuple):
@@ -74,14 +74,14 @@ def examine(learner: Learner, episode: Episode, *, mode: Mode) -> Judgement:
     return Judgement({name: value.item() for name, value in metrics.items()}, task.tally(*answers))
 
 
-def pooled(task: Task, judgements: Sequence[Judgement]) -> dict[str, float]:
-    """The metrics that only all episodes together have: the task's own, and its headline in the worst tenth of them."""
+def pooled(task: Task, judgements: Sequence[Judgement], classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
+    """The metrics that only all episodes together have: the task's own, and its headline in the worst tenth of them.
+
+    `classes` are those of the data set that each episode is about.
+    """
     tallies = torch.stack([judgement.tally for judgement in judgements])
-    # Exactly rounded sums: they do not depend on the order of the episodes.
-    sums = [math.fsum(column) for column in tallies.flatten(1).T.tolist()]
-    whole = torch.tensor(sums, dtype=torch.float64).reshape(tallies.shape[1:])
     worst = worst_decile([judgement.metrics[task.headline] for judgement in judgements])
-    return {**task.pooled(whole), "worst_decile": worst}
+    return {**task.pooled(tallies, classes), "worst_decile": Pooled(worst)}
 
 
 Place = Callable[[Episode], Episode]

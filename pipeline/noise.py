@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     TUNE = 8
     STREAM = 9
     CHANCE = 10
+    SCENE = 11
 
 
 class Noise:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
@@ -78,12 +79,55 @@ def episode_picture(
     return _grid(path, support_cells + query_cells, names, shots, queries, title)
 
 
-def adaptation_curve(
-    path: Path, steps: Sequence[int], accuracies: Sequence[float], intervals: Sequence[float], floor: float
+def segmentation_picture(
+    path: Path,
+    support: Images,
+    support_masks: np.ndarray,
+    query: Images,
+    query_masks: np.ndarray,
+    predictions: np.ndarray,
+    names: Sequence[str],
 ) -> Path:
-    """Accuracy (0…1) against inner steps with its 95 % intervals, over the untrained floor."""
+    """An episode of segmentation, a row per class: its support with what belongs to the class, its queries with what was found of
+    it, what was missed and what was wrongly taken for it. Below a query is its intersection over union.
+
+    Samples come class by class. Masks and predictions (samples, height, width) are 0 for the ground, 1 + n for class n of
+    `names`, 255 for what is not looked at; images as in `episode_picture`.
+    """
+    shots, queries = len(support) // len(names), len(query) // len(names)
+    cells = []
+    for row in range(min(len(names), MOST_WAYS)):
+        for place in range(min(shots, MOST_SHOTS)):
+            number = row * shots + place
+            cells.append(Cell(row, place, _tinted(support[number], support_masks[number] == 1 + row), "", False))
+        for place in range(min(queries, MOST_QUERIES)):
+            number = row * queries + place
+            true, seen = query_masks[number] == 1 + row, query_masks[number] != 255
+            said = (predictions[number] == 1 + row) & seen
+            overlap = (true & said).sum() / max(1, (true | said).sum())
+            shown = _tinted(query[number], true & said, true & ~said, said & ~true)
+            column = min(shots, MOST_SHOTS) + 0.4 + place
+            cells.append(Cell(row, column, shown, f"{100 * overlap:.0f} %", overlap < 0.5))
+    title = "blue: found; white: missed; orange: wrongly taken for it; below: intersection over union"
+    return _grid(path, cells, names, min(shots, MOST_SHOTS), min(queries, MOST_QUERIES), title)
+
+
+def _tinted(image: np.ndarray, *areas: np.ndarray) -> np.ndarray:
+    """The image in grey, its areas (height, width) in blue, white and orange."""
+    drawable = _drawable(image)
+    grey = drawable.mean(-1) if drawable.ndim == 3 else drawable
+    shown = np.repeat(0.75 * grey[..., None], 3, axis=2)
+    for area, colour in zip(areas, (BLUE, "#ffffff", ORANGE), strict=False):
+        shown[area] = 0.35 * shown[area] + 0.65 * np.array(to_rgb(colour))
+    return shown
+
+
+def adaptation_curve(
+    path: Path, steps: Sequence[int], values: Sequence[float], intervals: Sequence[float], floor: float, *, metric: str
+) -> Path:
+    """A metric (0…1) against inner steps with its 95 % intervals, over the untrained floor."""
     figure, (axes,) = _figure(6.4, 4.0, rows=1)
-    _accuracy(axes, steps, accuracies, intervals, label="after adapting")
+    _scores(axes, steps, values, intervals, label="after adapting", metric=metric)
     axes.axhline(100 * floor, color=GREY, linestyle="--", linewidth=1.2, label=f"untrained, {100 * floor:.1f} %")
     axes.set_xlabel("inner steps")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -96,12 +140,14 @@ def loss_curve(
     steps: Sequence[int],
     train_loss: Sequence[float],
     validation: tuple[Sequence[int], Sequence[float], Sequence[float]],
+    *,
+    metric: str,
 ) -> Path:
-    """Training loss by meta-step, with its running median, above validation accuracy (0…1) with 95 % intervals.
+    """Training loss by meta-step, with its running median, above a metric (0…1) in validation with 95 % intervals.
 
-    `validation` is (steps, accuracies, intervals) and may be empty; losses that are not finite leave gaps.
+    `validation` is (steps, values, intervals) and may be empty; losses that are not finite leave gaps.
     """
-    at, accuracies, intervals = validation
+    at, values, intervals = validation
     figure, panels = _figure(6.4, 5.6 if len(at) else 3.6, rows=2 if len(at) else 1)
     losses = np.asarray(train_loss, float)
     losses = np.where(np.isfinite(losses), losses, np.nan)
@@ -113,7 +159,7 @@ def loss_curve(
     panels[0].set_ylabel("training loss (nats)")
     panels[0].legend(frameon=False, fontsize=9)
     if len(at):
-        _accuracy(panels[1], at, accuracies, intervals, label="validation")
+        _scores(panels[1], at, values, intervals, label="validation", metric=metric)
         panels[1].sharex(panels[0])
         panels[1].legend(frameon=False, fontsize=9, loc="lower right")
         panels[0].tick_params(labelbottom=False)
@@ -162,14 +208,14 @@ def _difference(axes: Axes, row: int, mean: float, spread: float) -> None:
     axes.text(1.02, row, text, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=colour)
 
 
-def _accuracy(
-    axes: Axes, steps: Sequence[int], values: Sequence[float], intervals: Sequence[float], *, label: str
+def _scores(
+    axes: Axes, steps: Sequence[int], values: Sequence[float], intervals: Sequence[float], *, label: str, metric: str
 ) -> None:
     percent, spread = 100 * np.asarray(values, float), 100 * np.asarray(intervals, float)
     axes.errorbar(
         steps, percent, yerr=spread, color=ORANGE, marker="o", markersize=4, capsize=3, label=f"{label} ± 95 % interval"
     )
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel(f"{metric} (%)")
 
 
 def _running_median(values: np.ndarray, width: int) -> np.ndarray:

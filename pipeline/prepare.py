@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,9 @@ from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
 from pipeline.data.importers.folder import folder
 from pipeline.data.importers.glyphs import glyphs
+from pipeline.data.importers.masks import MIN_AREA, masks
 from pipeline.data.importers.omniglot import omniglot
+from pipeline.data.importers.scenes import scenes
 from pipeline.data.index import Index
 from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
 from pipeline.data.root import Root, root_of
@@ -22,10 +25,10 @@ from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
 from pipeline.session import connected
 
-LAYOUTS = ("folder", "omniglot", "glyphs")
+LAYOUTS = ("folder", "omniglot", "masks", "glyphs", "scenes")
 STORES = ("raw", "encoded")
 CLASS_FIELD = "class"
-GLYPH_PIXELS = 28
+GLYPH_PIXELS, SCENE_PIXELS = 28, 64
 _RECEIPT = "pack.json"
 
 Progress = Callable[[int, int], None]
@@ -48,12 +51,14 @@ def pack(
     rule: str | None = None,
     shard_mib: int = 64,
     seed: int = 0,
+    min_area: float = MIN_AREA,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Index:
     """Pack images into tars of about `shard_mib` MiB under `dest`, index them, and open the index.
 
-    `layout` says how `source` is read: "folder", "omniglot" or "glyphs" (drawn, `source` unread). `size` makes all
+    `layout` says how `source` is read: "folder", "omniglot", "masks" (with `min_area`, see there), "glyphs" or "scenes" (the
+    last two are drawn, `source` is not read). `size` makes all
     images (size, size) pixels, `channels` (1 or 3) all grey or colour. Splits come from `splits` (a folder of text
     files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. The same call
     started again after a stop keeps the finished tars. `progress(done, total)` counts tars. With `workers` > 1 tars are
@@ -61,7 +66,9 @@ def pack(
     """
     _check_options(layout, store, size, channels, shard_mib, workers)
     dest = Path(dest).absolute()
-    data = _import(source, layout, size, seed)
+    data = _import(source, layout, size, seed, min_area)
+    for note in data.notes:
+        print(f"note: {source}: {note}", file=sys.stderr)
     packing.check(data)
     class_names = sorted({sample.label for sample in data.samples})
     chosen, origin = _splits(class_names, splits, rule, seed, data.splits)
@@ -165,12 +172,16 @@ def _check_workers(workers: int) -> None:
         raise InputError(f"--workers {workers} is less than 1")
 
 
-def _import(source: str, layout: str, size: int | None, seed: int) -> Source:
+def _import(source: str, layout: str, size: int | None, seed: int, min_area: float) -> Source:
     match layout:
         case "folder":
             return folder(source)
         case "omniglot":
             return omniglot(source)
+        case "masks":
+            return masks(source, min_area=min_area)
+        case "scenes":
+            return scenes(size=size or SCENE_PIXELS, seed=seed)
         case _:
             return glyphs(size=size or GLYPH_PIXELS, seed=seed)
 

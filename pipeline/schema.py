@@ -13,6 +13,7 @@ from pydantic import (
     FiniteFloat,
     PlainSerializer,
     PlainValidator,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -65,7 +66,7 @@ class DataConfig(Config):
 
     root: Annotated[Root, PlainValidator(root_of), PlainSerializer(str)]
     """A folder, or a URL of one, as s3://bucket/birds."""
-    ways: AtLeastTwo = 5
+    ways: PositiveInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15
     rotations: bool = False
@@ -118,10 +119,42 @@ LossConfig = Annotated[
 ]
 
 
+class PixelCrossEntropyConfig(Config):
+    """The mean over pixels."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+
+class DiceConfig(Config):
+    """How far prediction and truth overlap, class by class."""
+
+    kind: Literal["dice"] = "dice"
+
+
+class CrossEntropyAndDiceConfig(Config):
+    kind: Literal["cross_entropy_dice"] = "cross_entropy_dice"
+
+
+PixelLossConfig = Annotated[
+    PixelCrossEntropyConfig | DiceConfig | CrossEntropyAndDiceConfig | FocalConfig, Field(discriminator="kind")
+]
+
+
+class SegmentationConfig(Config):
+    """Which class of the episode, or none, every pixel belongs to."""
+
+    kind: Literal["segmentation"] = "segmentation"
+    loss: PixelLossConfig = PixelCrossEntropyConfig()
+    """Of support and query alike."""
+
+
 class ClassificationConfig(Config):
     kind: Literal["classification"] = "classification"
     loss: LossConfig = CrossEntropyConfig()
     """Of support and query alike."""
+
+
+TaskConfig = Annotated[ClassificationConfig | SegmentationConfig, Field(discriminator="kind")]
 
 
 NormName = Literal["batch", "batch_per_step", "group", "layer"]
@@ -197,8 +230,21 @@ class FeaturesConfig(Config):
     kind: Literal["features"] = "features"
 
 
+class UnetConfig(Config):
+    """Features of every pixel, for segmentation."""
+
+    kind: Literal["unet"] = "unet"
+    width: PositiveInt = 16
+    """Channels at full size; twice as many at each halving, up to eight times."""
+    depth: Annotated[int, Field(ge=1, le=6)] = 3
+    """Halvings."""
+    downsample: Literal["stride", "max_pool"] = "max_pool"
+    norm: NormName = "batch"
+
+
 ModelConfig = Annotated[
-    Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig | FeaturesConfig, Field(discriminator="kind")
+    Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig | UnetConfig | FeaturesConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -397,7 +443,11 @@ class EmbeddingConfig(Config):
 
 
 class PrototypeConfig(EmbeddingConfig):
+    """Prototypical networks; in segmentation PANet: a prototype for each class and the ground."""
+
     kind: Literal["prototype"] = "prototype"
+    align: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
+    """In segmentation: weight of the loss by which the queries, as they were labelled, segment the support."""
 
 
 class MatchingConfig(EmbeddingConfig):
@@ -587,7 +637,7 @@ class ValidationConfig(Config):
 class EvaluateConfig(Config):
     """Episodes on which the result is measured; what is not named is as in training."""
 
-    ways: AtLeastTwo | None = None
+    ways: PositiveInt | None = None
     shots: PositiveInt | None = None
     queries: PositiveInt | None = None
     episodes: AtLeastTwo = 600
@@ -715,7 +765,7 @@ class RunConfig(Config):
     mirror: Annotated[Url | None, PlainValidator(store_of_runs), PlainSerializer(_text_or_none)] = None
     """A folder of a store, as s3://bucket/runs, to which every run is copied while it goes on; any machine goes on from there."""
     data: DataConfig
-    task: ClassificationConfig = ClassificationConfig()
+    task: TaskConfig = ClassificationConfig()
     model: ModelConfig = Conv4Config()
     learner: LearnerConfig
     start: Path | None = None
@@ -728,3 +778,8 @@ class RunConfig(Config):
     engine: EngineConfig = EngineConfig()
     workers: WorkersConfig = WorkersConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("task", mode="before")
+    @classmethod
+    def _classification_unless_said(cls, task: object) -> object:
+        return {"kind": "classification", **task} if isinstance(task, dict) else task

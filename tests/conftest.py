@@ -122,6 +122,17 @@ def glyphs_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scenes_root(tmp_path_factory) -> Path:
+    """Packed scenes of as many classes, ten of each, of 48 pixels; what lies beside a class may be any of its split."""
+    some = [one for split, room in ROOM.items() for one in [c for c in characters() if c.split == split][:room]]
+    place = tmp_path_factory.mktemp("scenes") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.data.importers.scenes.characters", lambda: some)
+        prepare.pack("-", place, layout="scenes", size=48)
+    return place
+
+
+@pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a server that speaks S3."""
     import s3

@@ -123,7 +123,7 @@ def test_true_is_no_number():
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("data.ways", 1),
+        ("data.ways", 0),
         ("data.shots", 0),
         ("meta.steps", -4),
         ("meta.optimizer.lr", 0.0),

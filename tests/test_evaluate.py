@@ -70,7 +70,7 @@ def confident(*rows: tuple[float, int, int]) -> tuple[torch.Tensor, torch.Tensor
 def calibration_error(*episodes) -> float:
     task = Classification()
     judgements = [Judgement({"accuracy": 0.0}, task.tally(*episode)) for episode in episodes]
-    return pooled(task, judgements)["calibration_error"]
+    return pooled(task, judgements, [(0, 1)] * len(episodes))["calibration_error"].mean
 
 
 def test_calibration_error_by_hand():

@@ -27,6 +27,7 @@ def unlocked(monkeypatch):
     monkeypatch.setattr("pipeline.lease.fcntl.flock", lambda file, how: None)
 
 
+@pytest.mark.drill("two drivers on one machine")
 def test_two_drivers_on_one_machine(tmp_path):
     with lease(tmp_path), pytest.raises(InputError, match="another process"), lease(tmp_path):
         pass

@@ -75,11 +75,15 @@ def test_names_show_their_letters_or_their_code_points():
 
 
 def test_curves(tmp_path):
-    a = pictures.adaptation_curve(tmp_path / "a.png", range(6), np.linspace(0.2, 0.9, 6), [0.01] * 6, 0.42)
+    a = pictures.adaptation_curve(
+        tmp_path / "a.png", range(6), np.linspace(0.2, 0.9, 6), [0.01] * 6, 0.42, metric="iou"
+    )
     losses = np.linspace(1.6, 0.1, 400)
     losses[50:80], losses[100] = math.nan, math.inf
-    b = pictures.loss_curve(tmp_path / "b.png", range(400), losses, ([100, 200], [0.5, 0.6], [0.01, 0.02]))
-    c = pictures.loss_curve(tmp_path / "c.png", range(400), losses, ([], [], []))
+    b = pictures.loss_curve(
+        tmp_path / "b.png", range(400), losses, ([100, 200], [0.5, 0.6], [0.01, 0.02]), metric="accuracy"
+    )
+    c = pictures.loss_curve(tmp_path / "c.png", range(400), losses, ([], [], []), metric="accuracy")
     assert size(a)[1] == 600 and size(b)[1] > size(c)[1]
 
 
@@ -93,7 +97,9 @@ def test_differences_of_any_number_of_runs_and_panels(tmp_path):
 
 @pytest.mark.parametrize("losses", [[], [1.5], [math.nan, math.nan]])
 def test_a_loss_curve_of_next_to_nothing(tmp_path, losses):
-    size(pictures.loss_curve(tmp_path / "a.png", range(len(losses)), losses, ([1], [0.5], [math.nan])))
+    size(
+        pictures.loss_curve(tmp_path / "a.png", range(len(losses)), losses, ([1], [0.5], [math.nan]), metric="accuracy")
+    )
 
 
 def test_the_running_median_passes_over_gaps():

@@ -98,6 +98,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path, glyphs_root, monkeypa
     assert same_bits(final(tmp_path / "run"), final(tmp_path / "broken"))
 
 
+@pytest.mark.drill("damaged newest checkpoint, resumed from the one before")
 def test_a_damaged_newest_checkpoint_falls_back_to_the_last_good_one(tmp_path, glyphs_root):
     config = small_config(glyphs_root, tmp_path, checkpoint={"every": 2, "keep": 9})
     run = tmp_path / "run"

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.images import resize, with_channels
+from pipeline.data.images import resize, resize_mask, with_channels
 from pipeline.data.sampler import Draw, Sampler, assign
-from pipeline.data.shards import Shards
+from pipeline.data.shards import IGNORED, Shards
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
@@ -32,16 +32,28 @@ class Reader(NamedTuple):
     size: int | None
     channels: int | None = None
     """How many every image is given; none: those of the data set."""
+    masks: bool = False
+    """Whether targets are a class for every pixel instead of one for every image."""
 
     def episode(self, draw: Draw) -> Episode:
-        """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes."""
-        self.shards.bring([*draw.support.flat, *draw.query.flat])
+        """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes.
+
+        With `masks` targets are (samples, height, width): 1 + the number of the drawn class, 0 for what is of none, 255 for what
+        is not to be looked at.
+        """
+        roles = ("image", "mask", "json") if self.masks else ("image",)
+        self.shards.bring([*draw.support.flat, *draw.query.flat], roles)
         return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
 
     def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:
         images = (self.shards.image(int(row)) for row in rows.flat)
         turns = np.repeat(draw.turns, rows.shape[1])
-        return Batch(self.inputs(rows.flat, images, turns), torch.arange(len(rows)).repeat_interleave(rows.shape[1]))
+        inputs = self.inputs(rows.flat, images, turns)
+        labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+        if not self.masks:
+            return Batch(inputs, labels)
+        masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows.flat, labels, strict=True)]
+        return Batch(inputs, torch.from_numpy(np.stack(masks)))
 
     def inputs(self, rows: Iterable[int], stored: Iterable[np.ndarray], turns: Iterable[int]) -> Tensor:
         """The inputs of a batch from its rows, their images as stored and the quarter turns of each."""
@@ -62,6 +74,23 @@ class Reader(NamedTuple):
             pixels = pixels.astype(np.float32)
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(white)
         return 1 - inputs if self.invert else inputs
+
+    def _mask(self, row: int, way: int, draw: Draw) -> np.ndarray:
+        """The pixels' classes (height, width) int64 of a sample that was drawn for its class `way`."""
+        index = self.shards.index
+        own = index.class_names[draw.classes[way]]
+        stored, classes = self.shards.mask(row, own)
+        ways = {index.class_names[number]: 1 + place for place, number in enumerate(draw.classes)}
+        meaning = np.zeros(IGNORED + 1, np.int64)
+        meaning[IGNORED] = IGNORED
+        meaning[1 : 1 + len(classes)] = [ways.get(name, 0) for name in classes]
+        mask = meaning[stored if self.size is None else resize_mask(stored, self.size)]
+        if not (mask == 1 + way).any():
+            raise InputError(
+                f"{index.root}: sample {index.key(row)!r} has no pixel of its class {own!r}, "
+                "as it is read; take it out, or raise data.size"
+            )
+        return mask
 
     def _image(self, row: int, image: np.ndarray, turns: int) -> np.ndarray:
         if self.size is not None and image.shape[:2] != (self.size, self.size):

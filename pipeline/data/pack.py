@@ -85,6 +85,10 @@ def members(sample: Sample, *, store: str, size: int | None, channels: int | Non
     made["json"] = json.dumps({"class": sample.label, **_meta(sample)}, sort_keys=True).encode()
     if sample.mask is not None:
         mask = sample.mask()
+        if mask.shape != stored.shape[:2]:
+            raise InputError(
+                f"{what}: its mask is {mask.shape} (height, width), its image {stored.shape[:2]}; make them equal"
+            )
         made["mask.png"] = encode_png(mask if mask.shape == array.shape[:2] else resize_mask(mask, array.shape[0]))
     return made
 
@@ -128,9 +132,10 @@ def identity(shards: Sequence[Sequence[Sample]], settings: Mapping[str, object])
 
 
 def _meta(sample: Sample) -> dict:
-    if "class" in sample.meta:
+    meta = dict(sample.meta())
+    if "class" in meta:
         raise InputError(f"sample {sample.key!r}: field 'class' is taken by its class name; rename the field")
-    return dict(sample.meta)
+    return meta
 
 
 def _png(array: np.ndarray, what: str) -> bytes:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.images import decode
+from pipeline.data.images import decode, decode_mask
 from pipeline.data.index import Index
 from pipeline.data.remote import RemoteFile, bring
 from pipeline.data.root import Url
 from pipeline.errors import InputError
 
+IGNORED = 255
+"""The value of a mask's pixels that are not to be looked at."""
 OPEN_FILES = 512
 """Shards kept open by one reader; well below the usual limit of 1,024 files per process."""
 
@@ -71,13 +75,13 @@ class Shards:
             raise InputError(f"{self._what(row, role)}: bytes changed since they were indexed (crc32); copy it again")
         return data
 
-    def bring(self, rows: Iterable[int]) -> None:
-        """Fetch the images of these rows side by side where they lie in a store and this node has not got them."""
+    def bring(self, rows: Iterable[int], roles: Sequence[str] = ("image",)) -> None:
+        """Fetch these members of these rows side by side where they lie in a store and this node has not got them."""
         if not isinstance(self.index.root, Url):
             return
         wanted: dict[RemoteFile, set[int]] = defaultdict(set)
-        for row in rows:
-            shard, offset, size, _ = self.index.locate(row, "image")
+        for row, role in itertools.product(rows, roles):
+            shard, offset, size, _ = self.index.locate(row, role)
             if isinstance(file := self._file(shard), RemoteFile):
                 wanted[file].update(file.absent(offset, size))
         if sum(map(len, wanted.values())) > 1:
@@ -86,6 +90,25 @@ class Shards:
     def image(self, row: int) -> np.ndarray:
         """The (height, width, channels) image of a sample; raw: a read-only view of what was read, as stored."""
         return self.decoded(row, self.read(row, "image"))
+
+    def mask(self, row: int, own: str) -> tuple[np.ndarray, list[str]]:
+        """The (height, width) uint8 mask of a sample, and the classes that its values mean from 1 on; 0 is no class of the data
+        set, 255 is not to be looked at. Where the sample names none, 1 is its `own` class.
+
+        Raises:
+            InputError: it has no mask, or its mask has a value without a class.
+        """
+        what = self._what(row, "mask")
+        mask = decode_mask(self.read(row, "mask"), what)
+        said = json.loads(self.read(row, "json")).get("classes", [own]) if self.index.has(row, "json") else [own]
+        if not isinstance(said, list) or len(said) >= IGNORED:
+            raise InputError(f"{what}: classes must be a list of at most {IGNORED - 1} names; mend its JSON")
+        classes = [str(name) for name in said]
+        if over := sorted({int(value) for value in np.unique(mask) if len(classes) < value < IGNORED}):
+            raise InputError(
+                f"{what}: value {over[0]} means nothing, it names {len(classes)} classes; 0 is none, {IGNORED} is left out"
+            )
+        return mask, classes
 
     def decoded(self, row: int, data: bytes) -> np.ndarray:
         """As `image`, from the bytes of the sample's image."""

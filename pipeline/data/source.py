@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,7 +18,9 @@ class Sample:
 
     `key` is unique in the data set and made of [A-Za-z0-9_/-]: WebDataset readers cut names at the first dot.
     `image` gives an encoded file's bytes, of the kind `extension` ("png" or "jpg") says, or a
-    (height, width, channels) array; `mask` gives (height, width) uint8. `meta` is added to the sample's JSON.
+    (height, width, channels) array; `mask` gives (height, width) uint8: 0 for no class, 255 for what is not to be looked at,
+    else the place, from 1 on, in `classes` of the meta, where that is missing 1 for the label. `meta` gives what is added
+    to the sample's JSON.
     """
 
     key: str
@@ -26,16 +28,20 @@ class Sample:
     image: Callable[[], bytes | np.ndarray]
     extension: str = "png"
     mask: Callable[[], np.ndarray] | None = None
-    meta: Mapping = field(default_factory=dict)
+    meta: Callable[[], Mapping] = dict
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as its importer found it: samples in any order; class names by split, if its layout has splits."""
+    """A data set as its importer found it: samples in any order; class names by split, if its layout has splits.
+
+    `notes` say what was left out, in a sentence each.
+    """
 
     name: str
     samples: Sequence[Sample]
     splits: Mapping[str, Sequence[str]]
+    notes: Sequence[str] = ()
 
 
 def keys_of(paths: Sequence[str]) -> list[str]:

@@ -86,11 +86,12 @@ class Fresh(Initial):
     """The head starts anew in every episode, so that `ways` may differ: the Baseline of Chen et al. 2019.
 
     A linear head starts at zero. A cosine head, which has no direction there, starts as the imprinted weights of the support;
-    its scale is kept. What else adapts is a pattern as in `Learned`.
+    its scale is kept. What else adapts is a pattern as in `Learned`. `beyond`: outputs that the head has besides one a way.
     """
 
-    def __init__(self, model: Network, adapts: str):
+    def __init__(self, model: Network, adapts: str, *, beyond: int = 0):
         super().__init__()
+        self.beyond = beyond
         self.is_cosine = isinstance(model.head, CosineLinear)
         self.replaced = frozenset({"head.weight"} if self.is_cosine else {"head.weight", "head.bias"})
         self.names = matching(model, adapts) | self.replaced
@@ -99,7 +100,9 @@ class Fresh(Initial):
         if self.is_cosine:
             head = {"head.weight": imprinted(embed(params, support.inputs), support.targets, ways)}
         else:
-            head = {name: params[name].new_zeros((ways, *params[name].shape[1:])) for name in self.replaced}
+            head = {
+                name: params[name].new_zeros((ways + self.beyond, *params[name].shape[1:])) for name in self.replaced
+            }
         return {name: value for name, value in params.items() if name in self.names} | head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 
 from pipeline.episode import Metrics
 from pipeline.tasks.losses import Loss, cross_entropy
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Pooled, Task, exact_sums
 
 BINS = 15
 """Equal parts of 0…1 into which confidences fall (Guo et al. 2017 use as many)."""
@@ -56,7 +57,7 @@ class Classification(Task):
         hits = (logits.argmax(-1) == targets).double()
         return torch.stack([torch.ones_like(confidence), confidence, hits]) @ members
 
-    def pooled(self, tally: Tensor) -> dict[str, float]:
+    def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
         """Expected calibration error: how far confidence is from accuracy in a bin, a query's mean (Guo et al. 2017, eq. 3)."""
-        numbers, confidences, hits = tally
-        return {"calibration_error": ((hits - confidences).abs().sum() / numbers.sum()).item()}
+        numbers, confidences, hits = exact_sums(tallies)
+        return {"calibration_error": Pooled(((hits - confidences).abs().sum() / numbers.sum()).item())}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 from torch import Tensor, nn
 
 from pipeline.episode import Metrics
-from pipeline.tasks.task import Task
+from pipeline.tasks.task import Pooled, Task
 
 
 class Taught(NamedTuple):
@@ -50,5 +51,5 @@ class Distilled(Task):
     def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self.task.tally(predictions, targets)
 
-    def pooled(self, tally: Tensor) -> dict[str, float]:
-        return self.task.pooled(tally)
+    def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
+        return self.task.pooled(tallies, classes)

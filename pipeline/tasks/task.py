@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.episode import Metrics
+
+
+class Pooled(NamedTuple):
+    """A figure that only all episodes together have, and half the width of its 95 % interval where that is known."""
+
+    mean: float
+    interval: float | None = None
 
 
 class Task(ABC):
@@ -22,6 +32,10 @@ class Task(ABC):
     def head(self, features: int, ways: int) -> nn.Module:
         """A head from (samples, features) to predictions."""
 
+    def outputs(self, ways: int) -> int:
+        """How many outputs predictions have for so many classes."""
+        return ways
+
     @abstractmethod
     def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """A scalar, mean over the samples."""
@@ -35,9 +49,16 @@ class Task(ABC):
         return {}
 
     def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Sums over the samples, in float64 on the CPU, that add up over episodes to what `pooled` takes."""
+        """Sums over the samples of an episode, in float64 on the CPU, of which `pooled` takes those of all episodes."""
         return torch.zeros(0, dtype=torch.float64)
 
-    def pooled(self, tally: Tensor) -> dict[str, float]:
-        """Metrics by name of all samples of all episodes together, from the sum of their tallies."""
+    def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
+        """Metrics by name of all samples of all episodes together, from their tallies (episodes, …) and the data set's classes
+        that each episode is about; the means do not depend on the episodes' order."""
         return {}
+
+
+def exact_sums(tallies: Tensor) -> Tensor:
+    """The sum over episodes, (episodes, …) -> (…) in float64, rounded once: it does not depend on their order."""
+    sums = [math.fsum(column) for column in tallies.flatten(1).T.tolist()]
+    return torch.tensor(sums, dtype=torch.float64).reshape(tallies.shape[1:])

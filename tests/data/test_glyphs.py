@@ -160,7 +160,7 @@ def test_the_source_names_every_sample_and_split():
     expected = draw(character, seed=0, number=1, size=20)
     assert sample.key == f"{character.name}/0001"
     assert np.array_equal(sample.image(), expected.image) and np.array_equal(sample.mask(), expected.mask)
-    assert sample.meta == {
+    assert sample.meta() == {
         "script": character.script,
         "character": character.text,
         "face": face_of(character, seed=0, number=1),

@@ -79,12 +79,12 @@ def test_original_bytes_are_kept_when_nothing_changes():
 
 
 def test_masks_and_fields_follow_the_image():
-    sample = made(0, mask=lambda: np.full((8, 8), 9, np.uint8), meta={"script": "Latin"})
+    sample = made(0, mask=lambda: np.full((8, 8), 9, np.uint8), meta=lambda: {"script": "Latin"})
     parts = members(sample, store="encoded", size=4, channels=None)
     np.testing.assert_array_equal(decode(parts["mask.png"], "x")[..., 0], np.full((4, 4), 9))
     assert parts["json"] == b'{"class": "a", "script": "Latin"}'
     with pytest.raises(InputError, match="'class' is taken"):
-        members(made(0, meta={"class": "b"}), store="raw", **AS_IS)
+        members(made(0, meta=lambda: {"class": "b"}), store="raw", **AS_IS)
 
 
 def test_raw_takes_any_dtype_and_channel_count(tmp_path):

@@ -60,7 +60,8 @@ def test_plain_targets_have_the_plain_loss_and_figures():
     assert task().metrics(own, taught) == task().metrics(own, LABELS) == plain.metrics(own, LABELS)
     assert task().details(own, LABELS) == plain.details(own, LABELS)
     assert torch.equal(task().tally(own, LABELS), plain.tally(own, LABELS))
-    assert task().pooled(plain.tally(own, LABELS)) == plain.pooled(plain.tally(own, LABELS))
+    tallies = plain.tally(own, LABELS)[None]
+    assert task().pooled(tallies, [(0, 1)]) == plain.pooled(tallies, [(0, 1)])
     assert (task().members, task().headline) == (plain.members, plain.headline)
     assert task().head(3, 2).weight.shape == (2, 3)
 

@@ -44,7 +44,7 @@ def glyphs(*, size: int = 28, samples_per_class: int = 20, seed: int = 0) -> Sou
                     label=character.name,
                     image=partial(_image, character, seed=seed, number=number, size=size),
                     mask=partial(_mask, character, seed=seed, number=number, size=size),
-                    meta={"script": character.script, "character": character.text, "face": face},
+                    meta=partial(dict, script=character.script, character=character.text, face=face),
                 )
             )
     return Source("glyphs", samples, splits)

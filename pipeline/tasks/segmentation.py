@@ -1,0 +1,132 @@
+"""Semantic segmentation: which of the episode's classes, or none of them, every pixel belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.episode import Metrics
+from pipeline.tasks.pixel_losses import IGNORE, Loss, cross_entropy, shares
+from pipeline.tasks.task import Pooled, Task
+
+BOUNDARY = 0.0075
+"""How far a boundary may be off, in diagonals of the image (Csurka et al. 2013); a pixel at least."""
+RESAMPLES = 1000
+
+
+@final
+class Segmentation(Task):
+    """Predictions are logits (samples, 1 + ways, height, width), targets (samples, height, width): 0 is what belongs to
+    no class of the episode, 1 + w to its class w, 255 is not looked at.
+
+    `iou` of an episode is its classes' mean intersection over union, each summed over the queries: by it models are chosen.
+    `miou` sums over all episodes before it divides, and is a mean over the data set's classes: that is what papers report.
+    """
+
+    members = ("image", "mask")
+    headline = "iou"
+
+    def __init__(self, loss: Loss = cross_entropy):
+        self._loss = loss
+
+    def head(self, features: int, ways: int) -> nn.Module:
+        return nn.Conv2d(features, self.outputs(ways), 1)
+
+    def outputs(self, ways: int) -> int:
+        return 1 + ways
+
+    def loss(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        return self._loss(predictions, targets)
+
+    def metrics(self, predictions: Tensor, targets: Tensor) -> Metrics:
+        hits, predicted, true = _areas(predictions.detach(), targets).unbind(1)
+        union = predicted + true - hits
+        # A class that is neither there nor predicted has nothing wrong.
+        iou = torch.where(union > 0, hits / union.clamp(min=1), 1)[1:]
+        return {"iou": iou.mean().to(predictions.dtype)}
+
+    def details(self, predictions: Tensor, targets: Tensor) -> Metrics:
+        """Means over the episode's classes of Dice (which is F1), precision and recall of pixels, and of the boundary's F1; the
+        share of pixels that are right, ground included."""
+        areas = _areas(predictions, targets)
+        hits, predicted, true = areas[1:].unbind(1)
+        found = {
+            "dice": 2 * hits / (predicted + true).clamp(min=1),
+            "precision": hits / predicted.clamp(min=1),
+            "recall": hits / true.clamp(min=1),
+            "boundary_f1": boundary_f1(predictions.argmax(1), targets, predictions.shape[1] - 1),
+        }
+        means = {name: value.mean() for name, value in found.items()}
+        return means | {"pixel_accuracy": areas[:, 0].sum() / areas[:, 2].sum().clamp(min=1)}
+
+    def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Pixels hit, predicted and true, of the ground and of every class: (1 + ways, 3)."""
+        return _areas(predictions, targets).cpu()
+
+    def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
+        """Mean IoU over the classes of the data set, and FB-IoU, the mean of all classes' together and the ground's (Rakelly et
+        al. 2018), each with the 95 % interval of a bootstrap over episodes."""
+        generator = torch.Generator().manual_seed(0)
+        picks = torch.randint(len(tallies), (RESAMPLES, len(tallies)), generator=generator)
+        drawn = torch.stack([torch.bincount(pick, minlength=len(tallies)) for pick in picks]).double()
+        counts = torch.cat([torch.ones(1, len(tallies), dtype=torch.float64), drawn])
+        names = torch.tensor([list(own) for own in classes])
+        rows = []
+        for name in names.unique().tolist():
+            own = (tallies[:, 1:] * (names == name)[:, :, None]).sum(1)
+            rows.append(_iou(counts, own))
+        table = torch.stack(rows, 1)
+        miou = torch.nanmean(table, 1)
+        ground, front = _iou(counts, tallies[:, 0]), _iou(counts, tallies[:, 1:].sum(1))
+        found = {"miou": miou, "fb_iou": (ground + front) / 2}
+        return {name: Pooled(values[0].item(), _half_width(values[1:])) for name, values in found.items()}
+
+
+def _iou(counts: Tensor, areas: Tensor) -> Tensor:
+    """IoU of each resample (resamples, episodes) of areas (episodes, 3); nan where a class is in none of its episodes."""
+    # Areas are whole numbers far below 2⁵³: their sums are exact in any order.
+    hits, predicted, true = (counts @ areas).unbind(1)
+    return hits / (predicted + true - hits)
+
+
+def _half_width(values: Tensor) -> float:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return (high - low) / 2
+
+
+def _areas(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Pixels hit, predicted and true of the ground and of every class, over all samples: (1 + ways, 3), float64."""
+    outputs = predictions.shape[1]
+    counted = targets != IGNORE
+    predicted = shares(predictions.argmax(1), outputs) * counted[:, None]
+    true = shares(targets, outputs)
+    return torch.stack([(predicted * true), predicted, true]).double().sum((1, 3, 4)).T
+
+
+def boundary_f1(predicted: Tensor, targets: Tensor, ways: int) -> Tensor:
+    """F1 of the boundaries of each class (ways,), mean over the samples that have it in truth or prediction.
+
+    A pixel of one boundary is found where the other's is within 0.75 % of the diagonal (Csurka et al. 2013, section 2.2). What is
+    not looked at counts as predicted.
+    """
+    height, width = targets.shape[1:]
+    reach = max(1, round(BOUNDARY * (height**2 + width**2) ** 0.5))
+    predicted = torch.where(targets == IGNORE, 0, predicted)
+    one, two = (_boundary(shares(values, 1 + ways)[:, 1:]) for values in (predicted, targets))
+    near_one, near_two = (F.max_pool2d(edge, 2 * reach + 1, 1, reach) for edge in (one, two))
+    precision, recall = (
+        (edge * near).sum((2, 3)) / edge.sum((2, 3)).clamp(min=1) for edge, near in ((one, near_two), (two, near_one))
+    )
+    f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-12)
+    there = ((one + two).sum((2, 3)) > 0).to(f1.dtype)
+    return torch.where(there.sum(0) > 0, (f1 * there).sum(0) / there.sum(0).clamp(min=1), 1)
+
+
+def _boundary(members: Tensor) -> Tensor:
+    """The pixels of a region (…, height, width) that touch another one, or the image's edge."""
+    inner = -F.max_pool2d(-F.pad(members, (1, 1, 1, 1)), 3, 1)
+    return members - inner

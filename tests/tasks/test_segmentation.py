@@ -1,0 +1,315 @@
+"""Segmentation: losses and metrics by hand, the laws on masks with ignored pixels, and what does not fit."""
+
+import math
+
+import pytest
+import torch
+from gloo import on_ranks, work_here
+from small import gradient, relative, small_config
+
+from pipeline import build, checkpoint, evaluate, train
+from pipeline.config import dump
+from pipeline.data.index import Index
+from pipeline.engine import Engine, Plan, chunks
+from pipeline.episode import Batch, Episode
+from pipeline.errors import InputError
+from pipeline.frozen import frozen_encoder
+from pipeline.judging import Judgement, examine, pooled
+from pipeline.learners.dense import DensePrototypeLearner, area_means
+from pipeline.learners.learner import Mode
+from pipeline.models.unet import Unet
+from pipeline.spool import history
+from pipeline.tasks import pixel_losses
+from pipeline.tasks.segmentation import Segmentation, boundary_f1
+
+UNET = {"kind": "unet", "width": 4, "depth": 2, "downsample": "stride"}
+TINY = {
+    "task": {"kind": "segmentation"},
+    "data": {"ways": 2, "queries": 2},
+    "model": UNET,
+    "learner": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 0.1}, "steps": 2},
+    "meta": {"steps": 4, "batch": 2},
+}
+LEARNERS = {
+    "maml": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 0.1}, "steps": 2},
+    "fomaml": {"kind": "gradient", "estimate": {"kind": "first_order"}, "steps": 2},
+    "anil": {"kind": "gradient", "adapts": r"head\..*", "steps": 2},
+    "meta-sgd": {"kind": "gradient", "rule": {"kind": "per_element", "lr": 0.1}, "steps": 2},
+    "reptile": {"kind": "gradient", "estimate": {"kind": "reptile"}, "steps": 2},
+    "imaml": {"kind": "gradient", "estimate": {"kind": "implicit", "damping": 20.0, "iterations": 20}, "steps": 2},
+    "fresh": {"kind": "gradient", "initial": {"kind": "fresh"}, "steps": 2},
+    "prototypes": {"kind": "prototype"},
+    "panet": {"kind": "prototype", "align": 0.7},
+}
+LOSSES = [{"kind": "cross_entropy"}, {"kind": "dice"}, {"kind": "cross_entropy_dice"}, {"kind": "focal", "gamma": 2.0}]
+
+
+def config_for(root, runs, **sections):
+    return small_config(root, runs, **{**TINY, **sections})
+
+
+def noise(number: int, ways: int = 2, side: int = 16) -> Episode:
+    """Brighter where a class is; a stripe is not looked at, in one sample nearly all."""
+    generator = torch.Generator().manual_seed(number)
+
+    def batch(samples: int) -> Batch:
+        targets = torch.randint(0, 1 + ways, (samples, side, side), generator=generator)
+        targets[:, :2] = pixel_losses.IGNORE
+        targets[0, 3:] = pixel_losses.IGNORE
+        inputs = torch.rand(samples, 1, side, side, generator=generator, dtype=torch.float64)
+        return Batch(inputs + 0.3 * (targets % pixel_losses.IGNORE)[:, None], targets)
+
+    return Episode(batch(ways), batch(3), ways, torch.tensor(number))
+
+
+@pytest.fixture(params=LEARNERS)
+def learner(request, scenes_root, tmp_path):
+    config = config_for(scenes_root, tmp_path, learner=LEARNERS[request.param], meta={"precision": "float64"})
+    return build.learner(config, Index.open(scenes_root))
+
+
+def outcome(learner, plan: Plan, episodes) -> tuple[float, torch.Tensor]:
+    engine, loss = Engine(learner, plan), 0.0
+    for part in chunks(episodes, plan):
+        found = engine(part)
+        found.loss.backward()
+        loss += found.loss.item()
+    flat = gradient(learner)
+    learner.zero_grad()
+    return loss, flat
+
+
+def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
+    episodes = [noise(number) for number in range(3)]
+    loss, expected = outcome(learner, Plan("loop", 1), episodes)
+    assert expected.isfinite().all()
+    for plan in (Plan("vmap", 2), Plan("loop", 1, abreast=2)):
+        value, found = outcome(learner, plan, episodes[::-1])
+        assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
+
+
+def test_every_parameter_gets_a_gradient(learner):
+    outcome(learner, Plan("loop", 1), [noise(0)])
+    Engine(learner, Plan("loop", 1))([noise(0)]).loss.backward()
+    lacking = [name for name, value in learner.named_parameters() if value.requires_grad and value.grad is None]
+    assert not lacking
+
+
+def test_the_meta_gradient_is_that_of_its_value(scenes_root, tmp_path):
+    config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
+    learner = build.learner(config, Index.open(scenes_root))
+    learner.outcome(noise(0)).loss.backward()
+    weight = learner.model.get_parameter("encoder.first.conv.weight")
+    direction = torch.randn_like(weight)
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight.add_(sign * 1e-5 * direction)
+        values.append(learner.outcome(noise(0)).loss.item())
+        with torch.no_grad():
+            weight.sub_(sign * 1e-5 * direction)
+    slope = (values[0] - values[1]) / 2e-5
+    assert slope == pytest.approx((weight.grad * direction).sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["maml", "panet"])
+def test_two_workers_and_one_end_with_the_same_values(scenes_root, tmp_path, name):
+    config = config_for(scenes_root, tmp_path, learner=LEARNERS[name], meta={"precision": "float64", "batch": 3})
+    work_here(dump(config), str(tmp_path / "one"))
+    on_ranks(2, work_here, dump(config), str(tmp_path / "two"))
+    one, two = (checkpoint.latest(tmp_path / run / "checkpoints").learner for run in ("one", "two"))
+    # A bias before a cosine or a norm may have a gradient of nothing but rounding, of which Adam makes steps.
+    assert history(tmp_path / "one").series["train/loss"] == pytest.approx(
+        history(tmp_path / "two").series["train/loss"], rel=1e-6
+    )
+    assert one.keys() == two.keys()
+
+
+def test_cross_entropy_by_hand():
+    """Two pixels with odds of 3 and of 1 for the truth, and one that is not looked at."""
+    logits = torch.tensor([[math.log(3), 0, 5], [0, 0, -5]]).reshape(1, 2, 1, 3)
+    targets = torch.tensor([0, 1, 255]).reshape(1, 1, 3)
+    expected = (math.log(4 / 3) + math.log(2)) / 2
+    assert pixel_losses.cross_entropy(logits, targets).item() == pytest.approx(expected, rel=1e-6)
+    focused = ((1 / 4) ** 2 * math.log(4 / 3) + (1 / 2) ** 2 * math.log(2)) / 2
+    assert pixel_losses.focal(logits, targets, gamma=2).item() == pytest.approx(focused, rel=1e-6)
+    overlap, both = 1 / 4 * 0 + 1 / 2, (1 / 4 + 1 / 2) + 1
+    assert pixel_losses.dice(logits, targets).item() == pytest.approx(1 - (2 * overlap + 1) / (both + 1), rel=1e-6)
+    assert pixel_losses.both(logits, targets).item() == pytest.approx(
+        expected + 1 - (2 * overlap + 1) / (both + 1), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("config", LOSSES, ids=[each["kind"] for each in LOSSES])
+def test_losses_can_be_differentiated_twice_and_bear_that_nothing_is_looked_at(config, scenes_root, tmp_path):
+    chosen = config_for(scenes_root, tmp_path, task={"kind": "segmentation", "loss": config})
+    loss = build.task(chosen).loss
+    targets = torch.randint(0, 3, (2, 3, 3))
+    targets[0, 0] = 255
+    logits = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda values: loss(values, targets), logits)
+    blind = loss(logits, torch.full_like(targets, 255))
+    (slope,) = torch.autograd.grad(blind, logits)
+    assert blind.isfinite() and slope.isfinite().all()
+
+
+def said(*labels: list[list[int]], outputs: int = 2) -> torch.Tensor:
+    """Sure logits of these labels."""
+    return torch.nn.functional.one_hot(torch.tensor(labels), outputs).permute(0, 3, 1, 2).double() * 9
+
+
+def test_metrics_by_hand():
+    """Of four pixels of the class two are found, one is taken for it wrongly, one pixel is not looked at."""
+    predicted, targets = said([[1, 1, 1, 0], [0, 0, 1, 0]]), torch.tensor([[[1, 1, 0, 1], [1, 0, 255, 0]]])
+    task = Segmentation()
+    assert task.metrics(predicted, targets)["iou"].item() == pytest.approx(2 / 5)
+    found = {name: value.item() for name, value in task.details(predicted, targets).items()}
+    assert found["dice"] == pytest.approx(4 / 7) and found["pixel_accuracy"] == pytest.approx(4 / 7)
+    assert found["precision"] == pytest.approx(2 / 3) and found["recall"] == pytest.approx(1 / 2)
+    assert task.tally(predicted, targets).tolist() == [[2, 4, 3], [2, 3, 4]]
+
+
+def test_a_class_that_is_neither_there_nor_predicted_has_nothing_wrong():
+    metrics = Segmentation().metrics(said([[1, 0]], outputs=3), torch.tensor([[[1, 0]]]))
+    assert metrics["iou"].item() == 1
+
+
+def test_intersections_and_unions_are_summed_by_class_before_they_are_divided():
+    """Class 7: 1 of 1 and 0 of 9; class 3: 4 of 5. Ground: all hit."""
+    tallies = [[[9, 9, 9], [1, 1, 1]], [[9, 9, 9], [0, 4, 5]], [[9, 9, 9], [4, 5, 4]]]
+    judgements = [Judgement({"iou": 0.5}, torch.tensor(tally, dtype=torch.float64)) for tally in tallies]
+    found = pooled(Segmentation(), judgements, [(7,), (7,), (3,)])
+    assert found["miou"].mean == pytest.approx((1 / 10 + 4 / 5) / 2)
+    assert found["fb_iou"].mean == pytest.approx((1 + 5 / (10 + 5)) / 2)
+    assert found["miou"].interval > 0 and found["worst_decile"].interval is None
+    again = pooled(Segmentation(), judgements, [(7,), (7,), (3,)])
+    assert again == found
+    two_ways = torch.tensor([[9.0, 9, 9], [1, 2, 1], [1, 1, 4]], dtype=torch.float64)
+    found = pooled(Segmentation(), [Judgement({"iou": 1.0}, two_ways)] * 2, [(1, 2), (2, 1)])
+    assert found["miou"].mean == pytest.approx(2 / 6)
+
+
+def test_a_boundary_is_found_where_the_other_is_near():
+    """Of squares that lie a pixel apart all of the boundary is found, three pixels apart only what meets."""
+    truth = torch.zeros(1, 12, 12, dtype=torch.int64)
+    truth[0, 2:7, 2:7] = 1
+    assert boundary_f1(truth, truth, 1).item() == 1
+    near, far = truth.roll(1, 2), truth.roll(5, 2)
+    assert boundary_f1(near, truth, 1).item() == pytest.approx(1)
+    assert 0 < boundary_f1(far, truth, 1).item() < 0.6
+    assert boundary_f1(torch.zeros_like(truth), truth, 1).item() == 0
+    assert boundary_f1(torch.zeros_like(truth), torch.zeros_like(truth), 1).item() == 1
+
+
+def test_means_of_areas_by_hand():
+    features = torch.arange(8.0).reshape(2, 1, 2, 2)
+    weights = torch.zeros(2, 2, 2, 2)
+    weights[0, 0, 0] = 1
+    weights[1, 0, 1, 1] = 1
+    assert area_means(features, weights).flatten().tolist() == pytest.approx([(0 + 1 + 7) / 3, 0])
+
+
+def test_prototypes_take_pixels_for_what_they_look_like():
+    """With pixels as their own features, the likest direction wins, however long it is."""
+    colours = torch.tensor([[1.0, 0], [0, 1]])
+    truth = torch.tensor([[[0, 1], [1, 0]]])
+    image = colours[truth].permute(0, 3, 1, 2)
+    learner = DensePrototypeLearner(Plain(), Segmentation())
+    predict = learner.adapt(Batch(image, truth), 1, mode=Mode.INDUCTIVE)
+    assert predict(3 * image.flip(2)).argmax(1).tolist() == truth.flip(1).tolist()
+    logits = predict(image)
+    assert logits.amax().item() == pytest.approx(20) and logits.amin().item() == pytest.approx(0, abs=1e-5)
+
+
+class Plain(torch.nn.Module):
+    def forward(self, images, normalise=None):
+        return images
+
+
+def test_alignment_adds_how_well_the_support_comes_back(scenes_root, tmp_path):
+    config = config_for(scenes_root, tmp_path, learner=LEARNERS["panet"], meta={"precision": "float64"})
+    learner = build.learner(config, Index.open(scenes_root))
+    losses = []
+    for weight in (0.0, 0.5, 1.0):
+        learner.align = weight
+        losses.append(learner.outcome(noise(1)).loss.item())
+    assert losses[1] - losses[0] == pytest.approx(losses[2] - losses[1]) and losses[1] > losses[0]
+
+
+def test_a_u_net_sees_far_and_gives_every_pixel_features():
+    model = Unet(channels=3, width=4, depth=3, downsample="max_pool").double()
+    images = torch.rand(2, 3, 32, 24, dtype=torch.float64, requires_grad=True)
+    maps = model(images)
+    assert maps.shape == (2, 4, 32, 24)
+    (slope,) = torch.autograd.grad(maps[0, :, 16, 12].square().sum(), images)
+    assert (slope[0].abs().sum(0) > 0).float().mean() > 0.5
+
+
+def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.tracking.Sender, "start", lambda self: None)
+    monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
+    done = train.fit(config_for(scenes_root, tmp_path))
+    assert {path.name for path in (done.folder / "pictures").iterdir()} == {
+        "episode.png",
+        "losses.png",
+        "adaptation.png",
+    }
+    found = done.result["test"]["inductive"]
+    assert found["miou"].keys() == {"mean", "interval", "episodes"} and "miou" in done.text and "iou " in done.text
+    names = {"iou", "dice", "precision", "recall", "boundary_f1", "pixel_accuracy", "miou", "fb_iou", "worst_decile"}
+    assert found.keys() == names
+    told = history(done.folder).series
+    assert told["test/inductive/miou"] and told["test/inductive/miou_interval"]
+    alone = evaluate.evaluate(
+        evaluate.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
+    ).as_json()
+    assert alone["inductive"] == found
+
+
+def test_an_episode_is_judged_in_both_modes(scenes_root, tmp_path):
+    config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
+    learner = build.learner(config, Index.open(scenes_root))
+    for mode in Mode:
+        assert 0 <= examine(learner, noise(0), mode=mode).metrics["iou"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"model": {"kind": "conv4"}}, "needs features of every pixel, and model.kind = conv4 gives none"),
+        ({"learner": {"kind": "ridge"}}, "learner.kind = ridge labels images, not pixels"),
+        ({"learner": {"kind": "gradient", "initial": {"kind": "prototypes"}}}, "linear head that starts learned or fresh"),
+        ({"learner": {"kind": "gradient", "head": {"kind": "cosine"}}}, "set learner.head.kind = linear"),
+        ({"learner": {"kind": "prototype", "backward": 1}}, "learner.backward counts images"),
+        ({"data": {"ways": 2, "queries": 2, "rotations": True}}, "data.rotations is for task.kind = classification"),
+        ({"teacher": {"start": "x"}}, "teacher is for task.kind = classification"),
+        ({"model": {**UNET, "depth": 6}, "data": {"ways": 2, "queries": 2, "size": 50}}, "set data.size = 64"),
+        ({"task": {"kind": "classification"}}, "model.kind = unet gives features of pixels"),
+        (
+            {"task": {"kind": "classification"}, "data": {"ways": 1, "queries": 2}, "model": {"kind": "conv4"}},
+            "data.ways = 1: with one class there is nothing to tell apart",
+        ),
+        (
+            {
+                "task": {"kind": "classification"},
+                "model": {"kind": "conv4"},
+                "learner": {"kind": "prototype", "align": 1.0},
+            },
+            "learner.align = 1 is for task.kind = segmentation",
+        ),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together(scenes_root, tmp_path, sections, said):
+    with pytest.raises(InputError, match=said):
+        train.check(config_for(scenes_root, tmp_path, **sections))
+
+
+def test_features_of_pixels_are_not_embedded(scenes_root, tmp_path):
+    with pytest.raises(InputError, match="task.kind = segmentation has features of pixels, not of images"):
+        frozen_encoder(config_for(scenes_root, tmp_path), Index.open(scenes_root), tmp_path)
+
+
+def test_data_without_masks_are_refused(glyphs_root, tmp_path):
+    config = config_for(glyphs_root, tmp_path, data={"ways": 2, "queries": 2})
+    with pytest.raises(InputError, match="samples have no masks, which task.kind = segmentation needs"):
+        build.reader(config, Index.open(glyphs_root))
