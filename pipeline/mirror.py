@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, lease, shipment, tracking
+from pipeline import checkpoint, lease, shipment, spool, tracking
 from pipeline.archive import CONFIG_FILE, STOP_FILE
 from pipeline.data import remote
 from pipeline.data.root import Url
@@ -79,15 +79,21 @@ def held(run: Path, copy: Url, holder: str) -> None:
 def bring(run: Path, copy: Url, *, before: str) -> None:
     """Make the folder what the store has, unless the last holder, `before`, was here: then it has that and perhaps more.
 
-    Evaluations made here stay; checkpoints that the store has not got go. Whoever is killed meanwhile brings it again.
+    Where the store has no such run yet the folder stays as it is. Evaluations made here stay too; checkpoints that the store has
+    not got go, once the others are there. Whoever is killed meanwhile brings it again.
+
+    Raises:
+        InputError: the folder is another run's, or the store does not answer.
     """
     if before and read_json(run / FILE).get("holder") == before:
         return
-    (run / FILE).unlink(missing_ok=True)
     names = sorted(str(url).removeprefix(f"{copy}/") for url in remote.listed(copy))
+    if CONFIG_FILE not in names:
+        return
+    if spool.FILE in names:
+        _refuse_another(run, copy)
+    (run / FILE).unlink(missing_ok=True)
     whole = {name.rpartition("/")[0] for name in names if name.endswith(f"/{checkpoint.COMPLETE}")}
-    for path in checkpoint.all_in(run / CHECKPOINTS):
-        shutil.rmtree(path)
     # By it MLflow is told only what it has not got; of another spool it knows nothing.
     (run / shipment.SENT_FILE).unlink(missing_ok=True)
     # COMPLETE is there before a checkpoint's other files by the alphabet, and has to be the last.
@@ -100,6 +106,16 @@ def bring(run: Path, copy: Url, *, before: str) -> None:
         partial = path.with_name(f".{path.name}.partial")
         partial.write_bytes(content)
         partial.replace(path)
+    for path in checkpoint.all_in(run / CHECKPOINTS):
+        if f"{CHECKPOINTS}/{path.name}" not in whole:
+            shutil.rmtree(path)
+
+
+def _refuse_another(run: Path, copy: Url) -> None:
+    """Raise InputError if the folder holds a run, and the store under the same id another one."""
+    here, there = spool.history(run).id, spool.id_of(remote.content(copy / spool.FILE))
+    if here and there and here != there:
+        raise InputError(f"{copy}: is another run than {run}; choose another --run, --runs or mirror")
 
 
 def fetch(copy: Url, runs: Path) -> Path:
@@ -128,12 +144,7 @@ def catch_up(run: Path) -> int | None:
         InputError: the store does not take it, or another machine has gone on with the run.
     """
     known = read_json(run / FILE)
-    if not known.get("holder"):
-        return None
-    copy = Url(known["url"])
-    if (StoreBoard(copy).read() or {}).get("nonce") != known["holder"]:
-        raise InputError(f"{copy}: another machine has gone on with it; bring that: metashard fetch {copy}")
-    return Mirror(run, copy).send()
+    return Mirror(run, Url(known["url"])).send() if known.get("holder") else None
 
 
 class Mirror:
@@ -166,8 +177,14 @@ class Mirror:
         """Send what is new, and let go of what was pruned here; the number of files sent.
 
         Raises:
-            InputError: the store does not take it.
+            InputError: the store does not take it, or another machine has gone on with the run.
         """
+        # A driver that was cut off may send before it hears that it was taken over.
+        holder = read_json(self.run / FILE).get("holder")
+        if holder and (StoreBoard(self.copy).read() or {}).get("nonce") != holder:
+            raise InputError(
+                f"{self.copy}: another machine has gone on with it; bring that: metashard fetch {self.copy}"
+            )
         if self._sent is None:
             self._sent = {str(url).removeprefix(f"{self.copy}/"): None for url in remote.listed(self.copy)}
         here = self._here()

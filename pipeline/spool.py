@@ -228,6 +228,15 @@ def history(run_dir: Path) -> History:
     return past
 
 
+def id_of(content: bytes) -> str:
+    """The id of the run whose spool has this content; empty if it has none."""
+    try:
+        record = json.loads(content.partition(b"\n")[0])
+        return record["id"] if record["kind"] == "run" else ""
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def is_open(run_dir: Path) -> bool:
     """Whether a living process has the spool open, as far as this machine can tell."""
     try:

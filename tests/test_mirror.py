@@ -125,6 +125,44 @@ def test_a_folder_that_is_ahead_of_its_copy_is_gone_on_with(copies, untracked, g
     assert same_run(run, unbroken)
 
 
+def test_a_run_that_gets_a_mirror_later_keeps_what_it_has(copies, untracked, glyphs_root, tmp_path, unbroken):
+    """The store knows nothing of it: nothing is brought, everything is sent."""
+    config = small_config(glyphs_root, tmp_path, mirror=str(copies), checkpoint=EVERY)
+    run = short_of(unbroken, 2, tmp_path / "r")
+    kept = [path.stat().st_ino for path in checkpoint.all_in(run / "checkpoints")]
+    train.fit(config, name="r", resume=run)
+    assert same_run(run, unbroken)
+    assert [path.stat().st_ino for path in checkpoint.all_in(run / "checkpoints")[:2]] == kept, "they were made anew"
+    assert {"checkpoints/step-00000000/COMPLETE", "checkpoints/step-00000002/COMPLETE"} <= names(copies / "r")
+
+
+def test_another_run_of_the_same_id_is_neither_overwritten_nor_gone_on_with(
+    copies, untracked, glyphs_root, tmp_path, unbroken
+):
+    mirror.Mirror(short_of(unbroken, 6, tmp_path / "theirs"), copies / "r").send()
+    work_here(dump(small_config(glyphs_root, tmp_path, checkpoint=EVERY)), str(tmp_path / "r"))
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file() and path.name != "lock"}
+    with pytest.raises(InputError, match=f"{copies}/r: is another run than {tmp_path}/r; choose another --run"):
+        mirror.fetch(copies / "r", tmp_path)
+    (tmp_path / "r" / train.CONFIG_FILE).write_text(json.dumps(dump(small_config(glyphs_root, tmp_path))))
+    with pytest.raises(InputError, match="is another run than"):
+        train.fit(small_config(glyphs_root, tmp_path, mirror=str(copies), checkpoint=EVERY), resume=tmp_path / "r")
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_driver_that_was_taken_over_sends_nothing_more(copies, tmp_path, unbroken):
+    run, board = short_of(unbroken, 2, tmp_path / "r"), mirror.StoreBoard(copies / "r")
+    with lease.Lease(run, lost=print, board=board, host="one") as held:
+        mirror.held(run, copies / "r", held.nonce)
+        sender = mirror.Mirror(run, copies / "r")
+        sender.send()
+        board.write({"host": "two", "pid": 1, "nonce": "x", "beat": 0})
+        (run / "spool.jsonl").write_text("stale")
+        with pytest.raises(InputError, match="another machine has gone on"):
+            sender.send()
+    assert remote.content(copies / "r" / "spool.jsonl") != b"stale"
+
+
 @pytest.mark.drill("the machine is lost between two files of a copy to a store")
 def test_a_copy_that_was_cut_off_anywhere_is_one_to_go_on_from(copies, glyphs_root, tmp_path, unbroken, monkeypatch):
     """After every single request; what was pruned meanwhile and what was made again belong to it."""
