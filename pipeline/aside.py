@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 def measured(subject: Subject, files: Files, split: str, episodes: int, mode: Mode) -> Score:
     """The headline metric of a checkpoint, given by its files, on the first frozen episodes of a split."""
-    with checkpoint.laid_out(files) as path:
-        subject = subject._replace(checkpoint=str(path))
+    with evaluate.out_of(files, subject) as subject:
         found, rows = evaluate.measure(subject, split=split, episodes=episodes, workers=1, modes=(mode,))
     return score([row[mode].metrics[found.learner.task.headline] for row in rows])
 

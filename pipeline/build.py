@@ -1,17 +1,18 @@
-"""From a config to the objects it speaks of."""
+"""From a config to the objects it speaks of; the task and the encoder have files of their own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, Literal, assert_never
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
+from pipeline.build_encoder import Encoder, encoder, gives_maps
+from pipeline.build_task import task
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
@@ -33,40 +34,28 @@ from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
-from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.conv4 import Conv4
 from pipeline.models.features import Features
-from pipeline.models.foreign import Foreign
 from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
-from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
-from pipeline.models.resnet12 import ResNet12
-from pipeline.models.rnn import Rnn
-from pipeline.models.unet import Unet
-from pipeline.models.vit import Vit
 from pipeline.schema import (
     AdamConfig,
-    ClassBalancedConfig,
-    ClassificationConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
     CosineConfig,
     CosineHeadConfig,
-    CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
     CurvatureConfig,
-    DiceConfig,
     EmbeddingConfig,
     EstimateConfig,
     EvolutionConfig,
     EvolvedRuleConfig,
-    FeaturesConfig,
     FilmConfig,
     FirstOrderConfig,
-    FocalConfig,
     FreshConfig,
     GradientConfig,
     HeadConfig,
@@ -75,7 +64,6 @@ from pipeline.schema import (
     LeoConfig,
     LinearHeadConfig,
     LogisticConfig,
-    LossConfig,
     LstmConfig,
     MatchingConfig,
     MetaNetConfig,
@@ -83,8 +71,6 @@ from pipeline.schema import (
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
-    PixelCrossEntropyConfig,
-    PixelLossConfig,
     ProcedureConfig,
     PrototypeConfig,
     PrototypesConfig,
@@ -92,28 +78,17 @@ from pipeline.schema import (
     ReptileConfig,
     ResNet12Config,
     RidgeConfig,
-    RnnConfig,
     RunConfig,
     SegmentationConfig,
     SgdConfig,
-    SquaredErrorConfig,
     StepConfig,
     SupervisedConfig,
     SvmConfig,
-    TimmConfig,
-    UnetConfig,
     UnrolledConfig,
-    VitConfig,
     WarpConfig,
 )
-from pipeline.tasks import pixel_losses
-from pipeline.tasks.classification import Classification
-from pipeline.tasks.distilled import Distilled
-from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
-from pipeline.tasks.segmentation import Segmentation
 from pipeline.tasks.task import Task
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Features
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -222,82 +197,6 @@ def reader(config: RunConfig, index: Index, channels: int | None = None) -> Read
     return Reader(Shards(index), config.data.invert, config.data.size, channels, masks)
 
 
-def task(config: RunConfig) -> Task:
-    """The task; with a teacher, one whose loss listens to it."""
-    made = _task(config)
-    if config.teacher is None:
-        return made
-    return Distilled(made, weight=config.teacher.weight, temperature=config.teacher.temperature)
-
-
-def _task(config: RunConfig) -> Task:
-    match config.task:
-        case ClassificationConfig(loss=loss):
-            for key, ways in (("data.ways", config.data.ways), ("evaluate.ways", config.evaluate.ways)):
-                if ways == 1:
-                    raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
-            return Classification(_loss(loss))
-        case SegmentationConfig(loss=loss):
-            _check_segmentation(config)
-            return Segmentation(_pixel_loss(loss))
-        case _ as never:
-            assert_never(never)
-
-
-def _check_segmentation(config: RunConfig) -> None:
-    """What of a config is for classification alone."""
-    chosen, learner = config.model, config.learner
-    if not isinstance(chosen, UnetConfig):
-        raise InputError(
-            f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
-            "set model.kind = unet"
-        )
-    if not isinstance(learner, GradientConfig | PrototypeConfig):
-        raise InputError(
-            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient or prototype"
-        )
-    if isinstance(learner, GradientConfig) and not (
-        isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
-    ):
-        raise InputError(
-            "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
-            "learner.initial.kind = learned or fresh"
-        )
-    if isinstance(learner, PrototypeConfig) and learner.backward:
-        raise InputError("learner.backward counts images of a class, which pixels are not; set it to 0")
-    if config.teacher is not None or config.data.rotations:
-        key = "teacher" if config.teacher is not None else "data.rotations"
-        raise InputError(f"{key} is for task.kind = classification; leave it out")
-
-
-def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:
-    match chosen:
-        case PixelCrossEntropyConfig():
-            return pixel_losses.cross_entropy
-        case DiceConfig():
-            return pixel_losses.dice
-        case CrossEntropyAndDiceConfig():
-            return pixel_losses.both
-        case FocalConfig(gamma=gamma):
-            return partial(pixel_losses.focal, gamma=gamma)
-        case _ as never:
-            assert_never(never)
-
-
-def _loss(chosen: LossConfig) -> Loss:
-    match chosen:
-        case CrossEntropyConfig(smoothing=smoothing):
-            return partial(cross_entropy, smoothing=smoothing)
-        case FocalConfig(gamma=gamma):
-            return partial(focal, gamma=gamma)
-        case ClassBalancedConfig(beta=beta):
-            return partial(class_balanced, beta=beta)
-        case SquaredErrorConfig():
-            return squared_error
-        case _ as never:
-            assert_never(never)
-
-
 def learner(config: RunConfig, index: Index) -> Learner:
     """The learner with its initial values, which depend on the seed alone.
 
@@ -317,144 +216,6 @@ def learner(config: RunConfig, index: Index) -> Learner:
             )
         raise InputError("model.freeze = true leaves nothing to meta-train; set model.lora = 4 or model.freeze = false")
     return made.double() if config.meta.precision == "float64" else made
-
-
-def encoder(config: RunConfig, index: Index) -> Encoder:
-    """The encoder for the images, or features, of an index, with random values.
-
-    Raises:
-        InputError: it does not take them.
-    """
-    _check_kind(config, index)
-    height, width, channels = index.shape(0)
-    size, steps = config.data.size or height, config.learner.steps if isinstance(config.learner, GradientConfig) else 0
-    chosen = config.model
-    if config.data.size is None and height != width:
-        raise InputError(
-            f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
-        )
-    pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
-    halvings = MAP_HALVINGS if isinstance(chosen, Conv4Config) and chosen.features == "map" else BLOCKS
-    if pools and size < 2**halvings:
-        way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
-        raise InputError(
-            f"images of {size} pixels are too small for {chosen.kind}, which halves them {halvings} times; "
-            f"use ≥ {2**halvings}{way_out}"
-        )
-    match chosen:
-        case Conv4Config():
-            return Conv4(
-                channels=channels,
-                width=chosen.width,
-                size=size,
-                downsample=chosen.downsample,
-                features=chosen.features,
-                norm=chosen.norm,
-                steps=steps,
-                context=chosen.context,
-                warp=chosen.warp,
-            )
-        case ResNet12Config():
-            return ResNet12(
-                channels=channels,
-                width=chosen.width,
-                norm=chosen.norm,
-                steps=steps,
-                drop=chosen.drop,
-                block=chosen.block,
-            )
-        case VitConfig():
-            return _vit(chosen, channels, size)
-        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
-            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
-        case TimmConfig(name=name):
-            return Foreign(_timm(name, channels), channels=channels, size=size)
-        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm):
-            return _unet(
-                config, size, channels=channels, width=width, depth=depth, downsample=downsample, norm=norm, steps=steps
-            )
-        case FeaturesConfig():
-            return Features(channels=channels, side=size, encoder=index.encoder)
-        case _ as never:
-            assert_never(never)
-
-
-def _unet(config: RunConfig, size: int, *, depth: int, **options: Any) -> Unet:
-    if not isinstance(config.task, SegmentationConfig):
-        raise InputError(
-            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation, or another model.kind"
-        )
-    if size % 2**depth:
-        nearest = max(1, round(size / 2**depth)) * 2**depth
-        raise InputError(
-            f"images of {size} pixels cannot be halved model.depth = {depth} times; set data.size = {nearest}, or a smaller depth"
-        )
-    return Unet(depth=depth, **options)
-
-
-def _timm(name: str, channels: int) -> nn.Module:
-    try:
-        import timm  # pyright: ignore[reportMissingImports]  (an extra)
-    except ImportError as error:
-        raise InputError('model.kind = timm needs the package timm: pip install "metashard[timm]"') from error
-    if not timm.is_model(name):
-        raise InputError(f"model.name = {name!r}: timm has no such model; timm.list_models() names those it has")
-    return timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
-
-
-def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:
-    if size % chosen.patch:
-        way_out = f"data.size = {math.ceil(size / chosen.patch) * chosen.patch} or another model.patch"
-        raise InputError(
-            f"images of {size} pixels do not divide into patches of model.patch = {chosen.patch}; set {way_out}"
-        )
-    if chosen.width % chosen.heads:
-        way_out = f"model.width = {math.ceil(chosen.width / chosen.heads) * chosen.heads} or another number of heads"
-        raise InputError(f"model.width = {chosen.width} does not divide by model.heads = {chosen.heads}; set {way_out}")
-    made = Vit(
-        channels=channels,
-        size=size,
-        patch=chosen.patch,
-        width=chosen.width,
-        depth=chosen.depth,
-        heads=chosen.heads,
-        hidden=max(1, round(chosen.width * chosen.mlp)),
-        registers=chosen.registers,
-        layer_scale=chosen.layer_scale,
-        rank=chosen.lora,
-        alpha=chosen.lora_alpha,
-    )
-    if chosen.freeze:
-        freeze_all_but_factors(made)
-    return made
-
-
-def _check_kind(config: RunConfig, index: Index) -> None:
-    """Images go to encoders; features, of which nothing is turned, inverted or resized, to `model.kind = features`."""
-    if not isinstance(config.model, FeaturesConfig):
-        if index.encoder:
-            raise InputError(
-                f"{index.root}: holds features, and model.kind = {config.model.kind} takes images; set model.kind = features"
-            )
-        return
-    if not index.encoder:
-        raise InputError(
-            f"{index.root}: holds images, not features; make them with metashard embed, or choose a model.kind"
-        )
-    data = config.data
-    asked = {"data.rotations": data.rotations, "data.invert": data.invert, "data.size": data.size}
-    if named := [key for key, value in asked.items() if value]:
-        raise InputError(f"{named[0]} is for images, and {index.root} holds features; leave it out")
-
-
-def _gives_maps(encoder: Encoder) -> bool:
-    match encoder:
-        case Conv4(form=form):
-            return form == "map"
-        case Features(side=side):
-            return side > 1
-        case _:
-            return False
 
 
 def has_fixed_head(config: RunConfig) -> bool:
@@ -477,7 +238,7 @@ def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Mod
 
 
 def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
-    if _gives_maps(encoder) and not isinstance(config.learner, RelationConfig):
+    if gives_maps(encoder) and not isinstance(config.learner, RelationConfig):
         where = f"{index.root}: an encoder with " if index.encoder else ""
         raise InputError(
             f"{where}model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
@@ -514,7 +275,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             context = FullContext(encoder.features, steps=reads)
             return ContextualMatchingLearner(Network(encoder, nn.Identity()), task, context)
         case RelationConfig(loss=loss):
-            if not (isinstance(encoder, Conv4 | Features) and _gives_maps(encoder)):
+            if not (isinstance(encoder, Conv4 | Features) and gives_maps(encoder)):
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )

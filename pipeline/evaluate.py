@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -236,13 +237,20 @@ def _content(index: Index) -> str:
     return f"features of encoder {index.encoder[:12]}…" if index.encoder else "images"
 
 
+@contextmanager
+def out_of(files: checkpoint.Files, subject: Subject) -> Iterator[Subject]:
+    """The subject on a machine that has its checkpoint only as files that came with a task, while the block runs."""
+    with checkpoint.laid_out(files) as path:
+        yield subject._replace(checkpoint=str(path))
+
+
 def _part(
     subject: Subject, files: checkpoint.Files | None, split: str, modes: Sequence[Mode], numbers: Sequence[int]
 ) -> list[tuple[int, dict[Mode, Judgement]]]:
     if files is None:
         return _judged(restored(subject), split, modes, numbers)
-    with checkpoint.laid_out(files) as path:
-        return _judged(restored(subject._replace(checkpoint=str(path))), split, modes, numbers)
+    with out_of(files, subject) as subject:
+        return _judged(restored(subject), split, modes, numbers)
 
 
 def _judged(

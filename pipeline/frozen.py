@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from pipeline import build
+from pipeline.build_encoder import encoder
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.models.network import Network
@@ -58,7 +58,7 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path) -> Known:
         raise InputError(
             f"{path}: the encoder of learner.kind = film is another one for every support; name a run of another learner"
         )
-    made = Frozen(build.encoder(config, index))
+    made = Frozen(encoder(config, index))
     begin(made, path, needs_statistics=True, key="embed")
     made = made.double() if config.meta.precision == "float64" else made
     height, width, channels = index.shape(0)

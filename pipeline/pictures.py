@@ -18,6 +18,8 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.labels import IGNORED
+
 # Okabe and Ito's colours, which those who see no red and green can tell apart too.
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 MOST_WAYS, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
@@ -102,7 +104,7 @@ def segmentation_picture(
             cells.append(Cell(row, place, _tinted(support[number], support_masks[number] == 1 + row), "", False))
         for place in range(min(queries, MOST_QUERIES)):
             number = row * queries + place
-            true, seen = query_masks[number] == 1 + row, query_masks[number] != 255
+            true, seen = query_masks[number] == 1 + row, query_masks[number] != IGNORED
             said = (predictions[number] == 1 + row) & seen
             overlap = (true & said).sum() / max(1, (true | said).sum())
             shown = _tinted(query[number], true & said, true & ~said, said & ~true)

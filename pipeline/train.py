@@ -20,13 +20,14 @@ import torch
 import yaml
 
 from pipeline import build, checkpoint, failures, mirror, preflight, tracking
-from pipeline.archive import CONFIG_FILE, STOP_FILE, Folder, beside_driver
+from pipeline.archive import CONFIG_FILE, STOP_FILE, Folder
 from pipeline.build import MakeLearner
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
 from pipeline.config import differences, dump
 from pipeline.data.index import Index
 from pipeline.data.root import Url
 from pipeline.data.sampler import assign
+from pipeline.distant import beside_driver
 from pipeline.errors import InputError, RunFailed
 from pipeline.lease import Lease
 from pipeline.loop import ASKED

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from pipeline import checkpoint, failures
-from pipeline.archive import STOP_FILE, Archive, Folder, beside_driver
+from pipeline.archive import STOP_FILE, Archive, Folder
 from pipeline.checkpoint import Checkpoint
+from pipeline.distant import beside_driver
 from pipeline.errors import InputError
 from pipeline.failures import Failure
 from pipeline.spool import FILE, history

@@ -12,6 +12,7 @@ from small import small_config
 from tars import picture, write_tar
 
 from pipeline import build, prepare
+from pipeline.build_task import task
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
 from pipeline.data.sampler import Shape
@@ -269,7 +270,7 @@ LOSSES = [
 @pytest.mark.parametrize(("asked", "expected"), LOSSES, ids=[asked["kind"] for asked, _ in LOSSES])
 def test_the_loss_is_the_one_asked_for(config, asked, expected):
     logits, targets = torch.randn(5, 3), torch.tensor([0, 0, 0, 1, 2])
-    assert build.task(config(task={"loss": asked})).loss(logits, targets) == expected(logits, targets)
+    assert task(config(task={"loss": asked})).loss(logits, targets) == expected(logits, targets)
 
 
 VIT = {"kind": "vit", "width": 8, "depth": 1, "heads": 2}

@@ -14,6 +14,7 @@ from small import small_config
 from tars import npy, sample_members, write_tar
 
 from pipeline import build, checkpoint, conclude, evaluate, prepare, report
+from pipeline.build_encoder import encoder as make_encoder
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.data.sampler import Sampler, Shape
@@ -129,7 +130,7 @@ def weights(tmp_path, in_three_tars):
     """An encoder without a norm in a file of its own, and a config that says what it is."""
     config = small_config(in_three_tars.root, tmp_path, model={"kind": "rnn", "width": 3}, data={"ways": 2})
     (tmp_path / "run.yaml").write_text(json.dumps(dump(config)))
-    encoder = build.encoder(config, in_three_tars)
+    encoder = make_encoder(config, in_three_tars)
     save_file(encoder.state_dict(), tmp_path / "encoder.safetensors")
     return tmp_path / "encoder.safetensors"
 

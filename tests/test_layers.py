@@ -11,11 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {
-    0: {"calculus", "episode", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
+    0: {"calculus", "episode", "labels", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
     1: {"data", "models", "tasks"},
     2: {"learners"},
     3: {"engine", "loop", "checkpoint", "judging", "ranks", "notices", "spool", "shipment", "tracking", "pictures"},
-    4: {"schema", "config", "faults", "build", "start", "frozen", "teacher"},
+    4: {"schema", "config", "faults", "build", "build_task", "build_encoder", "start", "frozen", "teacher"},
     5: {
         "worker",
         "session",
@@ -36,6 +36,7 @@ LAYERS = {
         "aside",
         "plans",
         "archive",
+        "distant",
         "mirror",
     },
     6: {"cli"},

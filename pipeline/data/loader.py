@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pipeline.data.images import resize, resize_mask, with_channels
 from pipeline.data.sampler import Draw, Sampler, assign
-from pipeline.data.shards import IGNORED, Shards
+from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
+from pipeline.labels import IGNORED
 from pipeline.noise import Noise, Purpose
 
 Drawn = TypeVar("Drawn")

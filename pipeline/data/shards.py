@@ -18,9 +18,8 @@ from pipeline.data.index import Index
 from pipeline.data.remote import RemoteFile, bring
 from pipeline.data.root import Url
 from pipeline.errors import InputError
+from pipeline.labels import IGNORED
 
-IGNORED = 255
-"""The value of a mask's pixels that are not to be looked at."""
 OPEN_FILES = 512
 """Shards kept open by one reader; well below the usual limit of 1,024 files per process."""
 
@@ -104,9 +103,10 @@ class Shards:
         if not isinstance(said, list) or len(said) >= IGNORED:
             raise InputError(f"{what}: classes must be a list of at most {IGNORED - 1} names; mend its JSON")
         classes = [str(name) for name in said]
-        if over := sorted({int(value) for value in np.unique(mask) if len(classes) < value < IGNORED}):
+        beyond = mask[(mask > len(classes)) & (mask < IGNORED)]
+        if beyond.size:
             raise InputError(
-                f"{what}: value {over[0]} means nothing, it names {len(classes)} classes; 0 is none, {IGNORED} is left out"
+                f"{what}: value {beyond.min()} means nothing, it names {len(classes)} classes; 0 is none, {IGNORED} is left out"
             )
         return mask, classes
 

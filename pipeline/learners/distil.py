@@ -34,7 +34,9 @@ class DistilledLearner(Learner):
         if isinstance(student, RelationLearner) and student.squares:
             raise InputError("learner.loss = mse has no room for what a teacher says; set learner.loss = task")
         if not isinstance(student.task, Distilled):
-            raise InputError("teacher: the learner's task takes no teacher; make it with pipeline.build.task(config)")
+            raise InputError(
+                "teacher: the learner's task takes no teacher; make it with pipeline.build_task.task(config)"
+            )
         if isinstance(student, SupervisedLearner) and not isinstance(teacher, SupervisedLearner):
             raise InputError(
                 "teacher: a supervised learner is taught the base classes, which only a supervised teacher knows; "

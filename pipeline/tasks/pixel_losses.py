@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-IGNORE = 255
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits, targets) -> scalar."""
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.episode import Metrics
-from pipeline.tasks.pixel_losses import IGNORE, Loss, cross_entropy, shares
+from pipeline.labels import IGNORED
+from pipeline.tasks.pixel_losses import Loss, cross_entropy, shares
 from pipeline.tasks.task import Pooled, Task
 
 BOUNDARY = 0.0075
@@ -101,7 +102,7 @@ def _half_width(values: Tensor) -> float:
 def _areas(predictions: Tensor, targets: Tensor) -> Tensor:
     """Pixels hit, predicted and true of the ground and of every class, over all samples: (1 + ways, 3), float64."""
     outputs = predictions.shape[1]
-    counted = targets != IGNORE
+    counted = targets != IGNORED
     predicted = shares(predictions.argmax(1), outputs) * counted[:, None]
     true = shares(targets, outputs)
     return torch.stack([(predicted * true), predicted, true]).double().sum((1, 3, 4)).T
@@ -115,7 +116,7 @@ def boundary_f1(predicted: Tensor, targets: Tensor, ways: int) -> Tensor:
     """
     height, width = targets.shape[1:]
     reach = max(1, round(BOUNDARY * (height**2 + width**2) ** 0.5))
-    predicted = torch.where(targets == IGNORE, 0, predicted)
+    predicted = torch.where(targets == IGNORED, 0, predicted)
     one, two = (_boundary(shares(values, 1 + ways)[:, 1:]) for values in (predicted, targets))
     near_one, near_two = (F.max_pool2d(edge, 2 * reach + 1, 1, reach) for edge in (one, two))
     precision, recall = (

@@ -126,5 +126,5 @@ def test_pairs_that_cannot_speak_are_refused():
         InputError, match="learner.loss = mse has no room for what a teacher says; set learner.loss = t"
     ):
         DistilledLearner(relation(), supervised())
-    with pytest.raises(InputError, match="the learner's task takes no teacher; make it with pipeline.build.task"):
+    with pytest.raises(InputError, match="the learner's task takes no teacher; make it with pipeline.build_task.task"):
         DistilledLearner(gradient_learner(), supervised())

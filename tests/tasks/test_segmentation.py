@@ -8,6 +8,7 @@ from gloo import on_ranks, work_here
 from small import gradient, relative, small_config
 
 from pipeline import build, checkpoint, evaluate, train
+from pipeline.build_task import task
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.engine import Engine, Plan, chunks
@@ -15,6 +16,7 @@ from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.frozen import frozen_encoder
 from pipeline.judging import Judgement, examine, pooled
+from pipeline.labels import IGNORED
 from pipeline.learners.dense import DensePrototypeLearner, area_means
 from pipeline.learners.learner import Mode
 from pipeline.models.unet import Unet
@@ -54,10 +56,10 @@ def noise(number: int, ways: int = 2, side: int = 16) -> Episode:
 
     def batch(samples: int) -> Batch:
         targets = torch.randint(0, 1 + ways, (samples, side, side), generator=generator)
-        targets[:, :2] = pixel_losses.IGNORE
-        targets[0, 3:] = pixel_losses.IGNORE
+        targets[:, :2] = IGNORED
+        targets[0, 3:] = IGNORED
         inputs = torch.rand(samples, 1, side, side, generator=generator, dtype=torch.float64)
-        return Batch(inputs + 0.3 * (targets % pixel_losses.IGNORE)[:, None], targets)
+        return Batch(inputs + 0.3 * (targets % IGNORED)[:, None], targets)
 
     return Episode(batch(ways), batch(3), ways, torch.tensor(number))
 
@@ -143,7 +145,7 @@ def test_cross_entropy_by_hand():
 @pytest.mark.parametrize("config", LOSSES, ids=[each["kind"] for each in LOSSES])
 def test_losses_can_be_differentiated_twice_and_bear_that_nothing_is_looked_at(config, scenes_root, tmp_path):
     chosen = config_for(scenes_root, tmp_path, task={"kind": "segmentation", "loss": config})
-    loss = build.task(chosen).loss
+    loss = task(chosen).loss
     targets = torch.randint(0, 3, (2, 3, 3))
     targets[0, 0] = 255
     logits = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)

@@ -12,8 +12,8 @@ from pipeline.data.images import EXTENSIONS, decode_mask
 from pipeline.data.importers.folder import sample as sample_of
 from pipeline.data.source import Sample, Source, keys_of
 from pipeline.errors import InputError
+from pipeline.labels import IGNORED
 
-IGNORED = 255
 MIN_AREA = 0.01
 """Share of a picture that a class must cover to be drawn for: less is hardly seen in a small picture."""
 NAMES = ("classes.json", "instances.json")

@@ -1,0 +1,172 @@
+"""From a config to the encoder that makes features of its images."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, assert_never
+
+from torch import nn
+
+from pipeline.data.index import Index
+from pipeline.errors import InputError
+from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.features import Features
+from pipeline.models.foreign import Foreign
+from pipeline.models.lora import freeze_all_but_factors
+from pipeline.models.resnet12 import ResNet12
+from pipeline.models.rnn import Rnn
+from pipeline.models.unet import Unet
+from pipeline.models.vit import Vit
+from pipeline.schema import (
+    Conv4Config,
+    FeaturesConfig,
+    GradientConfig,
+    ResNet12Config,
+    RnnConfig,
+    RunConfig,
+    SegmentationConfig,
+    TimmConfig,
+    UnetConfig,
+    VitConfig,
+)
+
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Features
+
+
+def encoder(config: RunConfig, index: Index) -> Encoder:
+    """The encoder for the images, or features, of an index, with random values.
+
+    Raises:
+        InputError: it does not take them.
+    """
+    _check_kind(config, index)
+    height, width, channels = index.shape(0)
+    size, steps = config.data.size or height, config.learner.steps if isinstance(config.learner, GradientConfig) else 0
+    chosen = config.model
+    if config.data.size is None and height != width:
+        raise InputError(
+            f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
+        )
+    pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
+    halvings = MAP_HALVINGS if isinstance(chosen, Conv4Config) and chosen.features == "map" else BLOCKS
+    if pools and size < 2**halvings:
+        way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
+        raise InputError(
+            f"images of {size} pixels are too small for {chosen.kind}, which halves them {halvings} times; "
+            f"use ≥ {2**halvings}{way_out}"
+        )
+    match chosen:
+        case Conv4Config():
+            return Conv4(
+                channels=channels,
+                width=chosen.width,
+                size=size,
+                downsample=chosen.downsample,
+                features=chosen.features,
+                norm=chosen.norm,
+                steps=steps,
+                context=chosen.context,
+                warp=chosen.warp,
+            )
+        case ResNet12Config():
+            return ResNet12(
+                channels=channels,
+                width=chosen.width,
+                norm=chosen.norm,
+                steps=steps,
+                drop=chosen.drop,
+                block=chosen.block,
+            )
+        case VitConfig():
+            return _vit(chosen, channels, size)
+        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
+            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
+        case TimmConfig(name=name):
+            return Foreign(_timm(name, channels), channels=channels, size=size)
+        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm):
+            return _unet(
+                config, size, channels=channels, width=width, depth=depth, downsample=downsample, norm=norm, steps=steps
+            )
+        case FeaturesConfig():
+            return Features(channels=channels, side=size, encoder=index.encoder)
+        case _ as never:
+            assert_never(never)
+
+
+def _unet(config: RunConfig, size: int, *, depth: int, **options: Any) -> Unet:
+    if not isinstance(config.task, SegmentationConfig):
+        raise InputError(
+            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation, or another model.kind"
+        )
+    if size % 2**depth:
+        nearest = max(1, round(size / 2**depth)) * 2**depth
+        raise InputError(
+            f"images of {size} pixels cannot be halved model.depth = {depth} times; set data.size = {nearest}, or a smaller depth"
+        )
+    return Unet(depth=depth, **options)
+
+
+def _timm(name: str, channels: int) -> nn.Module:
+    try:
+        import timm  # pyright: ignore[reportMissingImports]  (an extra)
+    except ImportError as error:
+        raise InputError('model.kind = timm needs the package timm: pip install "metashard[timm]"') from error
+    if not timm.is_model(name):
+        raise InputError(f"model.name = {name!r}: timm has no such model; timm.list_models() names those it has")
+    return timm.create_model(name, pretrained=False, in_chans=channels, num_classes=0)
+
+
+def _vit(chosen: VitConfig, channels: int, size: int) -> Vit:
+    if size % chosen.patch:
+        way_out = f"data.size = {math.ceil(size / chosen.patch) * chosen.patch} or another model.patch"
+        raise InputError(
+            f"images of {size} pixels do not divide into patches of model.patch = {chosen.patch}; set {way_out}"
+        )
+    if chosen.width % chosen.heads:
+        way_out = f"model.width = {math.ceil(chosen.width / chosen.heads) * chosen.heads} or another number of heads"
+        raise InputError(f"model.width = {chosen.width} does not divide by model.heads = {chosen.heads}; set {way_out}")
+    made = Vit(
+        channels=channels,
+        size=size,
+        patch=chosen.patch,
+        width=chosen.width,
+        depth=chosen.depth,
+        heads=chosen.heads,
+        hidden=max(1, round(chosen.width * chosen.mlp)),
+        registers=chosen.registers,
+        layer_scale=chosen.layer_scale,
+        rank=chosen.lora,
+        alpha=chosen.lora_alpha,
+    )
+    if chosen.freeze:
+        freeze_all_but_factors(made)
+    return made
+
+
+def _check_kind(config: RunConfig, index: Index) -> None:
+    """Images go to encoders; features, of which nothing is turned, inverted or resized, to `model.kind = features`."""
+    if not isinstance(config.model, FeaturesConfig):
+        if index.encoder:
+            raise InputError(
+                f"{index.root}: holds features, and model.kind = {config.model.kind} takes images; set model.kind = features"
+            )
+        return
+    if not index.encoder:
+        raise InputError(
+            f"{index.root}: holds images, not features; make them with metashard embed, or choose a model.kind"
+        )
+    data = config.data
+    asked = {"data.rotations": data.rotations, "data.invert": data.invert, "data.size": data.size}
+    if named := [key for key, value in asked.items() if value]:
+        raise InputError(f"{named[0]} is for images, and {index.root} holds features; leave it out")
+
+
+def gives_maps(encoder: Encoder) -> bool:
+    """Whether its features are maps, of which learners other than relation networks make nothing."""
+    match encoder:
+        case Conv4(form=form):
+            return form == "map"
+        case Features(side=side):
+            return side > 1
+        case _:
+            return False

@@ -1,0 +1,110 @@
+"""From a config to its task: what an episode asks, its loss, and what does not go with it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import assert_never
+
+from pipeline.errors import InputError
+from pipeline.schema import (
+    ClassBalancedConfig,
+    ClassificationConfig,
+    CrossEntropyAndDiceConfig,
+    CrossEntropyConfig,
+    DiceConfig,
+    FocalConfig,
+    FreshConfig,
+    GradientConfig,
+    LearnedConfig,
+    LinearHeadConfig,
+    LossConfig,
+    PixelCrossEntropyConfig,
+    PixelLossConfig,
+    PrototypeConfig,
+    RunConfig,
+    SegmentationConfig,
+    SquaredErrorConfig,
+    UnetConfig,
+)
+from pipeline.tasks import pixel_losses
+from pipeline.tasks.classification import Classification
+from pipeline.tasks.distilled import Distilled
+from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
+from pipeline.tasks.segmentation import Segmentation
+from pipeline.tasks.task import Task
+
+
+def task(config: RunConfig) -> Task:
+    """The task; with a teacher, one whose loss listens to it."""
+    made = _task(config)
+    if config.teacher is None:
+        return made
+    return Distilled(made, weight=config.teacher.weight, temperature=config.teacher.temperature)
+
+
+def _task(config: RunConfig) -> Task:
+    match config.task:
+        case ClassificationConfig(loss=loss):
+            for key, ways in (("data.ways", config.data.ways), ("evaluate.ways", config.evaluate.ways)):
+                if ways == 1:
+                    raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
+            return Classification(_loss(loss))
+        case SegmentationConfig(loss=loss):
+            _check_segmentation(config)
+            return Segmentation(_pixel_loss(loss))
+        case _ as never:
+            assert_never(never)
+
+
+def _check_segmentation(config: RunConfig) -> None:
+    """What of a config is for classification alone."""
+    chosen, learner = config.model, config.learner
+    if not isinstance(chosen, UnetConfig):
+        raise InputError(
+            f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
+            "set model.kind = unet"
+        )
+    if not isinstance(learner, GradientConfig | PrototypeConfig):
+        raise InputError(
+            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient or prototype"
+        )
+    if isinstance(learner, GradientConfig) and not (
+        isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
+    ):
+        raise InputError(
+            "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
+            "learner.initial.kind = learned or fresh"
+        )
+    if isinstance(learner, PrototypeConfig) and learner.backward:
+        raise InputError("learner.backward counts images of a class, which pixels are not; set it to 0")
+    if config.teacher is not None or config.data.rotations:
+        key = "teacher" if config.teacher is not None else "data.rotations"
+        raise InputError(f"{key} is for task.kind = classification; leave it out")
+
+
+def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:
+    match chosen:
+        case PixelCrossEntropyConfig():
+            return pixel_losses.cross_entropy
+        case DiceConfig():
+            return pixel_losses.dice
+        case CrossEntropyAndDiceConfig():
+            return pixel_losses.both
+        case FocalConfig(gamma=gamma):
+            return partial(pixel_losses.focal, gamma=gamma)
+        case _ as never:
+            assert_never(never)
+
+
+def _loss(chosen: LossConfig) -> Loss:
+    match chosen:
+        case CrossEntropyConfig(smoothing=smoothing):
+            return partial(cross_entropy, smoothing=smoothing)
+        case FocalConfig(gamma=gamma):
+            return partial(focal, gamma=gamma)
+        case ClassBalancedConfig(beta=beta):
+            return partial(class_balanced, beta=beta)
+        case SquaredErrorConfig():
+            return squared_error
+        case _ as never:
+            assert_never(never)
