@@ -13,6 +13,7 @@ from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.build_encoder import Encoder, encoder, gives_maps
 from pipeline.build_task import task
+from pipeline.data.augment import Augment
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
@@ -23,7 +24,7 @@ from pipeline.errors import InputError
 from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.dense import DensePrototypeLearner
+from pipeline.learners.dense import DensePrototypeLearner, DenseRidgeLearner
 from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
@@ -50,6 +51,7 @@ from pipeline.schema import (
     CosineHeadConfig,
     CrossEntropyConfig,
     CurvatureConfig,
+    DecoderConfig,
     EmbeddingConfig,
     EstimateConfig,
     EvolutionConfig,
@@ -68,6 +70,7 @@ from pipeline.schema import (
     MatchingConfig,
     MetaNetConfig,
     MlpConfig,
+    ModelConfig,
     MomentumConfig,
     PerElementConfig,
     PerStepConfig,
@@ -89,6 +92,8 @@ from pipeline.schema import (
 )
 from pipeline.tasks.task import Task
 
+CHARACTERS = ("glyphs", "scenes", "omniglot")
+"""Data sets, by what their importers call them, in which a mirrored image is of another class."""
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
 
@@ -254,8 +259,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                     "set start to a supervised run, or learner.statistics = support"
                 )
             differentiated = chosen.estimate.rest if isinstance(chosen.estimate, EvolvedRuleConfig) else chosen.estimate
-            drops = isinstance(config.model, ResNet12Config) and config.model.drop > 0
-            if drops and isinstance(differentiated, ImplicitConfig):
+            if _drops(config.model) and isinstance(differentiated, ImplicitConfig):
                 raise InputError(
                     "learner.estimate.kind = implicit needs an inner optimum, which losses that change with every step have "
                     "not; set model.drop = 0 or another estimate"
@@ -327,7 +331,8 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 is_frozen=chosen.freeze,
             )
         case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
-            return RidgeLearner(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
+            kind = DenseRidgeLearner if isinstance(config.task, SegmentationConfig) else RidgeLearner
+            return kind(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
         case LogisticConfig(penalty=penalty, scale=scale, steps=steps, normalise=unit):
             return LogisticLearner(
                 Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps, unit=unit
@@ -341,6 +346,14 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             )
         case _ as never:
             assert_never(never)
+
+
+def _drops(model: ModelConfig) -> bool:
+    match model:
+        case ResNet12Config(drop=drop) | DecoderConfig(backbone=ResNet12Config(drop=drop)):
+            return drop > 0
+        case _:
+            return False
 
 
 def _check_ways(config: RunConfig, way_out: str = "") -> None:
@@ -484,6 +497,24 @@ def rate(config: RunConfig, step: int) -> float:
             return base * factor ** (step // every)
         case _ as never:
             assert_never(never)
+
+
+def training_place(config: RunConfig, index: Index, device: torch.device) -> Place:
+    """As `place`, for episodes that are trained on: there they are augmented too.
+
+    Raises:
+        InputError: it would change what a class is, or the data are no images.
+    """
+    augment, bring = Augment(**config.data.augment.model_dump()), place(config, device)
+    if augment == Augment():
+        return bring
+    if index.encoder:
+        raise InputError(f"data.augment is for images, and {index.root} holds features; leave it out")
+    if augment.flip and index.name in CHARACTERS:
+        raise InputError(
+            f"data.augment.flip = true: {index.name} are characters, and a mirrored one is another; leave it out"
+        )
+    return lambda episode: augment(bring(episode))
 
 
 def place(config: RunConfig, device: torch.device) -> Place:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import Any, assert_never
+from typing import assert_never
 
 from torch import nn
 
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
+from pipeline.models.decoder import Decoder
 from pipeline.models.features import Features
 from pipeline.models.foreign import Foreign
 from pipeline.models.lora import freeze_all_but_factors
+from pipeline.models.renet import Renet
 from pipeline.models.resnet12 import ResNet12
 from pipeline.models.rnn import Rnn
 from pipeline.models.unet import Unet
 from pipeline.models.vit import Vit
 from pipeline.schema import (
     Conv4Config,
+    DecoderConfig,
     FeaturesConfig,
     GradientConfig,
+    RenetConfig,
     ResNet12Config,
     RnnConfig,
     RunConfig,
@@ -30,7 +34,8 @@ from pipeline.schema import (
     VitConfig,
 )
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Features
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Decoder | Renet | Features
+PixelModelConfig = UnetConfig | DecoderConfig | RenetConfig
 
 
 def encoder(config: RunConfig, index: Index) -> Encoder:
@@ -47,7 +52,41 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
         raise InputError(
             f"{index.root}: images are {height} × {width} pixels, {chosen.kind} needs squares; set data.size"
         )
-    pools = isinstance(chosen, ResNet12Config) or (isinstance(chosen, Conv4Config) and chosen.downsample == "max_pool")
+    if isinstance(chosen, PixelModelConfig):
+        _check_pixels(config, size)
+    match chosen:
+        case Conv4Config() | ResNet12Config():
+            return _backbone(chosen, channels, size, steps)
+        case VitConfig():
+            return _vit(chosen, channels, size)
+        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
+            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
+        case TimmConfig(name=name):
+            return Foreign(_timm(name, channels), channels=channels, size=size)
+        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm, embedding=embedding):
+            return Unet(
+                channels=channels,
+                width=width,
+                depth=depth,
+                downsample=downsample,
+                norm=norm,
+                steps=steps,
+                embedding=embedding,
+            )
+        case DecoderConfig(backbone=backbone, width=width, norm=norm):
+            return Decoder(
+                _backbone(backbone, channels, size, steps), channels=channels, width=width, norm=norm, steps=steps
+            )
+        case RenetConfig(width=width, patch=patch, layers=layers, norm=norm):
+            return Renet(channels=channels, width=width, patch=patch, layers=layers, norm=norm, steps=steps)
+        case FeaturesConfig():
+            return Features(channels=channels, side=size, encoder=index.encoder)
+        case _ as never:
+            assert_never(never)
+
+
+def _backbone(chosen: Conv4Config | ResNet12Config, channels: int, size: int, steps: int) -> Conv4 | ResNet12:
+    pools = isinstance(chosen, ResNet12Config) or chosen.downsample == "max_pool"
     halvings = MAP_HALVINGS if isinstance(chosen, Conv4Config) and chosen.features == "map" else BLOCKS
     if pools and size < 2**halvings:
         way_out = "" if isinstance(chosen, ResNet12Config) else " or model.downsample = stride"
@@ -77,33 +116,37 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
                 drop=chosen.drop,
                 block=chosen.block,
             )
-        case VitConfig():
-            return _vit(chosen, channels, size)
-        case RnnConfig(width=units, layers=layers, bidirectional=bidirectional):
-            return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
-        case TimmConfig(name=name):
-            return Foreign(_timm(name, channels), channels=channels, size=size)
-        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm):
-            return _unet(
-                config, size, channels=channels, width=width, depth=depth, downsample=downsample, norm=norm, steps=steps
-            )
-        case FeaturesConfig():
-            return Features(channels=channels, side=size, encoder=index.encoder)
         case _ as never:
             assert_never(never)
 
 
-def _unet(config: RunConfig, size: int, *, depth: int, **options: Any) -> Unet:
+def _check_pixels(config: RunConfig, size: int) -> None:
+    """Whether a model that gives features of pixels is asked for them, and whether its images divide as it needs."""
+    chosen = config.model
     if not isinstance(config.task, SegmentationConfig):
         raise InputError(
-            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation, or another model.kind"
+            f"model.kind = {chosen.kind} gives features of pixels, not of images; set task.kind = segmentation, or another "
+            "model.kind"
         )
-    if size % 2**depth:
-        nearest = max(1, round(size / 2**depth)) * 2**depth
+    match chosen:
+        case UnetConfig(depth=depth):
+            unit, way_out = 2**depth, "or a smaller model.depth"
+        case DecoderConfig(backbone=backbone):
+            unit, way_out = 2**BLOCKS, "or model.kind = unet"
+            if isinstance(backbone, Conv4Config) and backbone.features != "flatten":
+                raise InputError(
+                    f"model.backbone.features = {backbone.features} is for learners of whole images; leave it out"
+                )
+        case RenetConfig(patch=patch):
+            unit, way_out = patch, "or another model.patch"
+        case _:
+            return
+    if size % unit:
+        nearest = max(1, round(size / unit)) * unit
         raise InputError(
-            f"images of {size} pixels cannot be halved model.depth = {depth} times; set data.size = {nearest}, or a smaller depth"
+            f"images of {size} pixels do not divide by {unit}, as model.kind = {chosen.kind} needs; set data.size = {nearest}, "
+            f"{way_out}"
         )
-    return Unet(depth=depth, **options)
 
 
 def _timm(name: str, channels: int) -> nn.Module:

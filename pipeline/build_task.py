@@ -11,6 +11,7 @@ from pipeline.schema import (
     ClassificationConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
+    DecoderConfig,
     DiceConfig,
     FocalConfig,
     FreshConfig,
@@ -21,6 +22,8 @@ from pipeline.schema import (
     PixelCrossEntropyConfig,
     PixelLossConfig,
     PrototypeConfig,
+    RenetConfig,
+    RidgeConfig,
     RunConfig,
     SegmentationConfig,
     SquaredErrorConfig,
@@ -59,14 +62,14 @@ def _task(config: RunConfig) -> Task:
 def _check_segmentation(config: RunConfig) -> None:
     """What of a config is for classification alone."""
     chosen, learner = config.model, config.learner
-    if not isinstance(chosen, UnetConfig):
+    if not isinstance(chosen, UnetConfig | DecoderConfig | RenetConfig):
         raise InputError(
             f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
-            "set model.kind = unet"
+            "set model.kind = unet, decoder or renet"
         )
-    if not isinstance(learner, GradientConfig | PrototypeConfig):
+    if not isinstance(learner, GradientConfig | PrototypeConfig | RidgeConfig):
         raise InputError(
-            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient or prototype"
+            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient, prototype or ridge"
         )
     if isinstance(learner, GradientConfig) and not (
         isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
@@ -75,7 +78,7 @@ def _check_segmentation(config: RunConfig) -> None:
             "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
             "learner.initial.kind = learned or fresh"
         )
-    if isinstance(learner, PrototypeConfig) and learner.backward:
+    if isinstance(learner, PrototypeConfig | RidgeConfig) and learner.backward:
         raise InputError("learner.backward counts images of a class, which pixels are not; set it to 0")
     if config.teacher is not None or config.data.rotations:
         key = "teacher" if config.teacher is not None else "data.rotations"

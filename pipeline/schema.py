@@ -38,6 +38,7 @@ PositiveInt = Annotated[int, Number, Field(ge=1, le=LARGEST)]
 AtLeastTwo = Annotated[int, Number, Field(ge=2, le=LARGEST)]
 PositiveFloat = Annotated[FiniteFloat, Number, Field(gt=0)]
 Share = Annotated[FiniteFloat, Number, Field(gt=0, lt=1)]
+Part = Annotated[FiniteFloat, Number, Field(ge=0, lt=1)]
 
 
 def store_of_runs(given: object) -> Url | None:
@@ -61,6 +62,19 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
 
 
+class AugmentConfig(Config):
+    """What is done to every image that is trained on; nothing, unless said: it may change what a class is."""
+
+    flip: bool = False
+    """Half of them are mirrored. A mirrored character is another one."""
+    crop: Part = 0.0
+    """Up to so much of the sides is cut away, and what is left resized."""
+    colour: Part = 0.0
+    """Up to so much of brightness, contrast and saturation is taken away or added."""
+    cutout: Part = 0.0
+    """Side of a square, as a share of the image's, that is blotted out."""
+
+
 class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
@@ -75,6 +89,7 @@ class DataConfig(Config):
     """Black ink on white becomes white on black."""
     size: PositiveInt | None = None
     """Side in pixels to which images are resized when read; none: as packed."""
+    augment: AugmentConfig = AugmentConfig()
     train: str = "train"
     validation: str = "val"
     test: str = "test"
@@ -89,7 +104,7 @@ class DataConfig(Config):
 
 class CrossEntropyConfig(Config):
     kind: Literal["cross_entropy"] = "cross_entropy"
-    smoothing: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    smoothing: Part = 0.0
     """What of a label is spread over all ways."""
 
 
@@ -104,7 +119,7 @@ class ClassBalancedConfig(Config):
     """Cross-entropy in which classes with many samples do not drown the others."""
 
     kind: Literal["class_balanced"] = "class_balanced"
-    beta: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.999
+    beta: Part = 0.999
     """0: every sample counts alike; near 1: every class."""
 
 
@@ -179,7 +194,7 @@ class ResNet12Config(Config):
     width: PositiveInt = 64
     """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
     norm: NormName = "batch"
-    drop: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.0
+    drop: Part = 0.0
     """Share of the activations behind every block that training leaves out (DropBlock)."""
     block: PositiveInt = 5
     """Side in pixels of the squares that are left out behind the last two blocks; behind the first two it is 1."""
@@ -240,10 +255,43 @@ class UnetConfig(Config):
     """Halvings."""
     downsample: Literal["stride", "max_pool"] = "max_pool"
     norm: NormName = "batch"
+    embedding: NonNegativeInt = 0
+    """Features of a pixel, made by a linear map of what the last level says; 0: those of the last level."""
+
+
+class DecoderConfig(Config):
+    """Features of every pixel from a conv4 or resnet12, of random values or (`start`) of a run that classified."""
+
+    kind: Literal["decoder"] = "decoder"
+    backbone: Annotated[Conv4Config | ResNet12Config, Field(discriminator="kind")] = Conv4Config()
+    width: PositiveInt = 32
+    """Channels on the way up."""
+    norm: NormName = "batch"
+    """Of the way up."""
+
+
+class RenetConfig(Config):
+    """Features of every pixel from recurrent units that sweep rows and columns."""
+
+    kind: Literal["renet"] = "renet"
+    width: PositiveInt = 32
+    """Units of each sweep, and features of a pixel."""
+    patch: PositiveInt = 4
+    """Side in pixels of what a unit reads at a time."""
+    layers: PositiveInt = 1
+    norm: NormName = "batch"
 
 
 ModelConfig = Annotated[
-    Conv4Config | ResNet12Config | VitConfig | RnnConfig | TimmConfig | UnetConfig | FeaturesConfig,
+    Conv4Config
+    | ResNet12Config
+    | VitConfig
+    | RnnConfig
+    | TimmConfig
+    | UnetConfig
+    | DecoderConfig
+    | RenetConfig
+    | FeaturesConfig,
     Field(discriminator="kind"),
 ]
 
@@ -467,7 +515,7 @@ class RelationConfig(EmbeddingConfig):
 
 
 class RidgeConfig(EmbeddingConfig):
-    """R2D2."""
+    """R2D2; in segmentation the same for pixels."""
 
     kind: Literal["ridge"] = "ridge"
     penalty: PositiveFloat = 1.0
@@ -583,7 +631,7 @@ class AdamConfig(Config):
 class MomentumConfig(Config):
     kind: Literal["sgd"] = "sgd"
     lr: PositiveFloat = 0.1
-    momentum: Annotated[FiniteFloat, Number, Field(ge=0, lt=1)] = 0.9
+    momentum: Part = 0.9
     weight_decay: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
 
 

@@ -19,6 +19,7 @@ from pipeline.learners.learner import Learner
 from pipeline.schema import GradientConfig, LeoConfig, RunConfig
 
 ENCODER, STATISTICS = "model.encoder.", "running."
+BACKBONE = "backbone."
 NAMED = 3
 """Faults that a message tells one by one; the others are counted."""
 
@@ -42,7 +43,8 @@ def started(config: RunConfig, index: Index, make_learner: MakeLearner) -> Learn
 def begin(learner: nn.Module, path: Path, *, needs_statistics: bool, key: str = "start") -> None:
     """Put the values of a run, a checkpoint or a .safetensors file into a learner, by name and shape.
 
-    All of the encoder must be there, and with `needs_statistics` all running norm statistics. What else fits is taken too;
+    All of the encoder, or of its backbone where it has one, must be there, and with `needs_statistics` all running norm
+    statistics. What else fits is taken too;
     heads and learned rules that do not fit, or are not there, stay as they are. In a file that is not of a learner the names
     are those of an encoder, bare or after `encoder.`; an encoder with a method `translated` has that say what they mean.
     `key` is what the user named the file by.
@@ -51,7 +53,11 @@ def begin(learner: nn.Module, path: Path, *, needs_statistics: bool, key: str = 
         InputError: the file cannot be read, or does not fit; the parameters are named.
     """
     own, found = learner.state_dict(), _named(dict(_values(path, key)), learner)
-    needed = [n for n in own if n.startswith(ENCODER) or (needs_statistics and n.startswith(STATISTICS))]
+    encoder = ENCODER
+    if any(n.startswith(ENCODER + BACKBONE) for n in own) and not any(n.startswith(ENCODER + BACKBONE) for n in found):
+        encoder += BACKBONE
+        found = {n.replace(ENCODER, encoder, 1) if n.startswith(ENCODER) else n: value for n, value in found.items()}
+    needed = [n for n in own if n.startswith(encoder) or (needs_statistics and n.startswith(STATISTICS))]
     faults = [fault for name in needed if (fault := _fault(name, own[name], found, path))]
     faults += [f"{path} has {_plain(n)}, the model has not" for n in found if n.startswith(ENCODER) and n not in own]
     fitting = {name: value for name, value in found.items() if name in own and value.shape == own[name].shape}

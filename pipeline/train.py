@@ -185,6 +185,7 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
         raise InputError(
             "validation.aside = true: that is a Ray task, and one worker runs without Ray; set workers.ray = always"
         )
+    build.training_place(config, index, torch.device("cpu"))
     training = build.drawn(config, index)
     for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
         for lane in range(source.lanes):

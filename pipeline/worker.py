@@ -85,6 +85,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
     feeders = config.workers.feeders
     read = Feeders(config, feeders).read if feeders else None
+    bring = build.training_place(config, index, device)
     loader = build.loader(config, index, rank=ranks.rank(), world=ranks.world(), read=read)
     if ranks.rank() == 0:
         job.archive.open()
@@ -92,7 +93,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
         if saved is not None:
             plan = Plan(*saved.state["plan"])
         else:
-            plan = plans.chosen(config, loader, trainee, build.place(config, device), autocast, job.archive)
+            plan = plans.chosen(config, loader, trainee, bring, autocast, job.archive)
         # The engine lays the weights out in memory: an optimizer's state is laid out like them.
         engine = Engine(trainee, plan, autocast)
         progress = _restored(saved, learner, optimizer)
@@ -100,7 +101,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
         if saved is None:
             save(progress)
         hooks = Hooks(
-            place=build.place(config, device),
+            place=bring,
             rate=functools.partial(build.rate, config),
             validate=lambda: _validate(config, index, learner, device, watchdog),
             record=_recorder(job.archive, config),

@@ -33,8 +33,8 @@ def said(monkeypatch, capsys) -> Callable[..., str]:
 @pytest.mark.smoke
 def test_throughput_agrees_on_the_gradient_and_prints_a_row_each(said):
     printed = said("throughput.py")
-    assert printed.count("metashard (") == 3
-    assert printed.count("plain loop, ") == 6
+    assert printed.count("metashard (") == 4
+    assert printed.count("plain loop, ") == 8
 
 
 @pytest.mark.slow

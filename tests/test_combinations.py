@@ -60,7 +60,9 @@ def estimates() -> list[dict[str, Any]]:
 
 def models() -> list[dict[str, Any]]:
     """All kinds that images of any size will do for, with every norm and every kind of features."""
-    found = [of(kind, TINY) for kind in kinds(ModelConfig) if kind not in ("timm", "features", "unet")]
+    found = [
+        of(kind, TINY) for kind in kinds(ModelConfig) if kind not in ("timm", "features", "unet", "decoder", "renet")
+    ]
     norms = get_args(Conv4Config.model_fields["norm"].annotation)
     found += [of(kind, TINY, norm=norm) for kind in ("conv4", "resnet12") for norm in norms]
     found += [of("conv4", TINY, features=features) for features in ("flatten", "map")]

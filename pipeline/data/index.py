@@ -42,7 +42,8 @@ class Index:
     """An opened index; every accessor is O(1) and copies nothing. Open it with `Index.open`.
 
     `splits` gives sorted int32 class ids by split name; `counts` int64 samples per class; `shard_of` the int32 shard
-    number of every row. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files). `encoder` is the
+    number of every row; `pictures` the uint32 number of the picture that a row shows, where several rows may show one (0: it
+    alone), None where none do. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files). `encoder` is the
     sha256 of the encoder whose features these are, empty for images.
     """
 
@@ -64,6 +65,7 @@ class Index:
             role: tuple(_view(samples, f"{role}_{part}") for part in ("offset", "size", "crc"))
             for role in manifest["roles"]
         }
+        self.pictures = _view(samples, "picture") if "picture" in samples.column_names else None
         self._rows = _view(postings, "row")
         self._starts = np.append(_view(classes, "start"), len(self._rows))
         self.class_names: list[str] = classes["name"].to_pylist()

@@ -117,6 +117,8 @@ def merge(
     class_of = np.asarray(pc.index_in(table["label"], value_set=pa.array(names, pa.large_string())))
     roles = [role for role in ROLES if pc.any(pc.greater_equal(table[f"{role}_offset"], 0)).as_py()]
     absent = [f"{role}_{part}" for role in ROLES if role not in roles for part in MEMBER_FIELDS]
+    if not pc.any(pc.greater(table["picture"], 0)).as_py():
+        absent.append("picture")
     samples = table.drop_columns(["label", *absent])
     samples = samples.append_column("class", pa.array(class_of)).append_column("shard", pa.array(shard_of))
     tables = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))

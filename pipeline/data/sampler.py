@@ -14,6 +14,8 @@ from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
 QUARTER_TURNS = 4
+ATTEMPTS = 100
+"""How often other classes are drawn where those of an episode share too many pictures."""
 
 
 class Draw(NamedTuple):
@@ -99,24 +101,55 @@ class Sampler:
         """The episode `number` of meta-step `step`.
 
         Raises:
-            InputError: the episode's lane holds too few classes with enough samples.
+            InputError: the episode's lane holds too few classes with enough samples, or classes have too few pictures that are
+                not in the episode for another one.
         """
         ways, shots, queries = self.shape
         noise = Noise(self.seed, Purpose.EPISODE, zlib.crc32(self.split.encode()), step, number)
         pool = None if self.lanes == 1 else self._lane_pool(number % self.lanes, step // self.deal_every)
         candidates = self.classes if pool is None else pool.classes
-        chosen = noise.subset(len(candidates) * self.turns, ways)
-        rows = np.empty((ways, shots + queries), np.int64)
-        for way, pick in enumerate(chosen):
-            position = pick // self.turns
-            own = (
-                self.index.postings(int(candidates[position]))
+        for _ in range(ATTEMPTS):
+            chosen = noise.subset(len(candidates) * self.turns, ways)
+            places = [pick // self.turns for pick in chosen]
+            owns = [
+                self.index.postings(int(candidates[place]))
                 if pool is None
-                else pool.rows[pool.starts[position] : pool.starts[position + 1]]
-            )
-            rows[way] = own[noise.subset(len(own), shots + queries)]
-        classes = tuple(int(candidates[pick // self.turns]) for pick in chosen)
-        return Draw(classes, tuple(pick % self.turns for pick in chosen), rows[:, :shots], rows[:, shots:])
+                else pool.rows[pool.starts[place] : pool.starts[place + 1]]
+                for place in places
+            ]
+            drawn = [own[noise.subset(len(own), shots + queries)] for own in owns]
+            rows = self._apart(np.stack(drawn).astype(np.int64), owns, noise)
+            if rows is not None:
+                classes = tuple(int(candidates[place]) for place in places)
+                return Draw(classes, tuple(pick % self.turns for pick in chosen), rows[:, :shots], rows[:, shots:])
+        raise InputError(
+            f"split {self.split!r} of {self.index.root}: no {ways} classes were found with shots + queries = {shots + queries} "
+            "pictures each that are not filed under another of them too; lower ways, shots or queries"
+        )
+
+    def _apart(self, rows: np.ndarray, owns: Sequence[np.ndarray], noise: Noise) -> np.ndarray | None:
+        """The rows (ways, samples) with every picture once, since support and query never share one: what repeats a picture
+        gives way to another sample of its class. None where a class has no more."""
+        if self.index.pictures is None or len(np.unique(self._pictures(rows))) == rows.size:
+            return rows
+        taken: set[int] = set()
+        for way, own in enumerate(owns):
+            kept: list[int] = []
+            others = np.concatenate([rows[way], own[noise.subset(len(own), len(own))]])
+            for row, picture in zip(others.tolist(), self._pictures(others).tolist(), strict=True):
+                if len(kept) < rows.shape[1] and picture not in taken:
+                    taken.add(picture)
+                    kept.append(row)
+            if len(kept) < rows.shape[1]:
+                return None
+            rows[way] = kept
+        return rows
+
+    def _pictures(self, rows: np.ndarray) -> np.ndarray:
+        """What each row shows, equal where it is the same."""
+        assert self.index.pictures is not None
+        named = self.index.pictures[rows].astype(np.int64)
+        return np.where(named > 0, named, -1 - rows)
 
     def _deal(self, lane: int, epoch: int) -> Pool:
         """The classes and rows that the shards of one lane hold, with enough samples for an episode."""

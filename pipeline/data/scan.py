@@ -27,11 +27,12 @@ SCHEMA = pa.schema(
     [
         ("key", pa.large_string()),
         ("label", pa.large_string()),
+        ("picture", pa.uint32()),
         *((axis, pa.int32()) for axis in ("height", "width", "channels")),
         *((f"{role}_{part}", kind) for role in ROLES for part, kind in MEMBER_FIELDS.items()),
     ]
 )
-"""One row per sample of a tar, in the tar's order; offset -1 where it has no such member."""
+"""One row per sample of a tar, in the tar's order; offset -1 where it has no such member, picture 0 where its JSON names none."""
 
 _ABSENT = (-1, 0, 0)
 _LARGEST = 2**31 - 1
@@ -157,7 +158,8 @@ class _Scanner:
         self._parts = {}
 
     def _row(self, roles: dict[str, Member]) -> None:
-        label = self._label(roles)
+        fields = _fields(roles["json"]) if "json" in roles else {}
+        label = self._label(roles, fields)
         picture = _picture(roles["image"])
         if "mask" in roles:
             mask = images.decode_mask(roles["mask"].data, roles["mask"].name)
@@ -172,10 +174,12 @@ class _Scanner:
                 "raw images must be of one size: pack with --size, or with --store encoded"
             )
         members = [(m.offset, m.size, zlib.crc32(m.data)) if (m := roles.get(r)) else _ABSENT for r in ROLES]
-        self.rows.append((self._key, label, *picture.shape, *(number for member in members for number in member)))
+        shown = zlib.crc32(str(fields["picture"]).encode()) or 1 if "picture" in fields else 0
+        self.rows.append(
+            (self._key, label, shown, *picture.shape, *(number for member in members for number in member))
+        )
 
-    def _label(self, roles: dict[str, Member]) -> str:
-        fields = _fields(roles["json"]) if "json" in roles else {}
+    def _label(self, roles: dict[str, Member], fields: dict) -> str:
         if member := self._parts.get(self.class_field):
             label: object = _text(member)
         elif self.class_field in fields:

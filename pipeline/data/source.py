@@ -20,7 +20,7 @@ class Sample:
     `image` gives an encoded file's bytes, of the kind `extension` ("png" or "jpg") says, or a
     (height, width, channels) array; `mask` gives (height, width) uint8: 0 for no class, 255 for what is not to be looked at,
     else the place, from 1 on, in `classes` of the meta, where that is missing 1 for the label. `meta` gives what is added
-    to the sample's JSON.
+    to the sample's JSON; samples that show one picture name it there as `picture`, so that no episode draws it twice.
     """
 
     key: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -58,3 +59,46 @@ class DensePrototypeLearner(EmbeddingLearner):
     def _decide(means: Tensor) -> Decide:
         directions = F.normalize(means, dim=1)
         return lambda query: SCALE * torch.einsum("schw,ac->sahw", F.normalize(query, dim=1), directions)
+
+
+@final
+class DenseRidgeLearner(EmbeddingLearner):
+    """R2D2 for pixels: ridge regression of each pixel's one-hot area, ground or class, on its features and a constant.
+
+    W minimises Σₐ meanₚ |xₚ W − yₚ|² + λ |W|² over the areas a and their pixels p: each area counts alike, however small an
+    object is. Unlike a mean feature it may tell a class from a ground of several kinds. Logits are scale · x W, and those of the
+    ground have a number more, since it is what most pixels show; λ, the scale and that number are learned. Where `LinearLearner`
+    solves in the samples, here pixels are many: (features + 1)² is solved.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, *, penalty: float, scale: float, unit: bool = False):
+        super().__init__(model, task)
+        self.unit = unit
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
+        self.ground = nn.Parameter(torch.zeros(()))
+
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        # Solvers need all digits, whatever the encoder computes in.
+        with torch.autocast(support.device.type, enabled=False):
+            seen = self._seen(support).movedim(1, -1).flatten(0, 2)
+            names = torch.arange(1 + ways, device=labels.device)
+            areas = (labels.flatten()[:, None] == names).to(seen.dtype)
+            counts = areas.sum(0).clamp(min=1)
+            # One that is not looked at is of no area, and counts for nothing.
+            weighed = seen * (areas / counts).sum(1)[:, None]
+            ridge = self.log_penalty.exp() * torch.eye(seen.shape[1], dtype=seen.dtype, device=seen.device)
+            weights = torch.linalg.solve(weighed.T @ seen + ridge, seen.T @ (areas / counts))
+
+        def decide(query: Tensor) -> Tensor:
+            with torch.autocast(query.device.type, enabled=False):
+                logits = self.log_scale.exp() * torch.einsum("schw,ca->sahw", self._seen(query), weights)
+                return torch.cat([logits[:, :1] + self.ground, logits[:, 1:]], 1)
+
+        return decide
+
+    def _seen(self, features: Tensor) -> Tensor:
+        """Features (samples, channels, height, width) and a constant beside them."""
+        features = features.to(self.log_scale.dtype)
+        features = F.normalize(features, dim=1) if self.unit else features
+        return torch.cat([features, torch.ones_like(features[:, :1])], 1)

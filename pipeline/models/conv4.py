@@ -71,13 +71,21 @@ class Conv4(nn.Module):
         for _ in range(self.halvings):
             size = (size + 1) // 2 if self.stride == 2 else size // 2
         self.side, self.channels = size, width
+        self.widths = [width] * BLOCKS
         self.features = width if features == "mean" else width * size**2
         # A third faster on CPUs, where max-pool and norm crawl over channels that lie apart; the engine may change it.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
         """(samples, channels, height, width) -> (samples, features), or maps (samples, width, side, side)"""
-        x = images
+        x = self.stages(images, normalise)[-1]
+        if self.form == "map":
+            return x
+        return x.flatten(1) if self.form == "flatten" else x.mean((2, 3))
+
+    def stages(self, images: Tensor, normalise: Normalise) -> list[Tensor]:
+        """The map that each block makes, (samples, width, …) each."""
+        x, made = images, []
         for block, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if self.warps:
                 x = norm(self.warps[block](conv(x)), normalise)
@@ -87,6 +95,5 @@ class Conv4(nn.Module):
                 x = self.film(x)
             # ReLU and maximum commute; this way round ReLU has a quarter of the work.
             x = F.relu(F.max_pool2d(x, 2) if self.stride == 1 and block < self.halvings else x)
-        if self.form == "map":
-            return x
-        return x.flatten(1) if self.form == "flatten" else x.mean((2, 3))
+            made.append(x)
+        return made

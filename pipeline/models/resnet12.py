@@ -48,7 +48,7 @@ class ResNet12(nn.Module):
         self, *, channels: int, width: int, norm: NormKind = "batch", steps: int = 0, drop: float = 0.0, block: int = 5
     ):
         super().__init__()
-        widths = [width * each // WIDTHS[0] for each in WIDTHS]
+        self.widths = widths = [width * each // WIDTHS[0] for each in WIDTHS]
         drops = [DropBlock(f"block{number}", drop=drop, block=1 if number < 2 else block) for number in range(4)]
         self.blocks = nn.ModuleList(
             Block(f"block{number}", before, after, norm, steps, drops[number])
@@ -59,7 +59,12 @@ class ResNet12(nn.Module):
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
         """(samples, channels, height, width) -> (samples, features)"""
-        x = images
+        return self.stages(images, normalise)[-1].mean((2, 3))
+
+    def stages(self, images: Tensor, normalise: Normalise) -> list[Tensor]:
+        """The map that each block makes, half as large as the one before: (samples, widths[block], …)."""
+        x, made = images, []
         for block in self.blocks:
             x = block(x, normalise)
-        return x.mean((2, 3))
+            made.append(x)
+        return made

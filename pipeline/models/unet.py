@@ -33,7 +33,8 @@ class Unet(nn.Module):
 
     A level is one convolution on the way down and one on the way up, the lowest has two; the width doubles at each level. Going
     up, pixels are repeated: no transposed convolution, whose gradients cross a checkerboard. `downsample` as in conv4.
-    The sides of images divide by 2^depth. Initial values are torch's own.
+    With `embedding` what the last level makes of a pixel becomes so many features by a linear map: an embedding for cosines,
+    which ReLUs alone would keep in one corner. The sides of images divide by 2^depth. Initial values are torch's own.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Unet(nn.Module):
         downsample: Literal["stride", "max_pool"],
         norm: NormKind = "batch",
         steps: int = 0,
+        embedding: int = 0,
     ):
         super().__init__()
         widths = [width * min(2**level, WIDEST) for level in range(depth + 1)]
@@ -59,7 +61,8 @@ class Unet(nn.Module):
             Block(f"up{level}", widths[level + 1] + widths[level], widths[level], 1, norm, steps)
             for level in reversed(range(depth))
         )
-        self.features = width
+        self.embedding = Convolution(width, embedding, 1) if embedding else nn.Identity()
+        self.features = embedding or width
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
@@ -71,11 +74,11 @@ class Unet(nn.Module):
             x = block(F.max_pool2d(x, 2) if self.pools else x, normalise)
         x = self.bottom(x, normalise)
         for block, beside in zip(self.up, reversed(seen), strict=True):
-            x = block(torch.cat([_doubled(x), beside], 1), normalise)
-        return x
+            x = block(torch.cat([doubled(x), beside], 1), normalise)
+        return self.embedding(x)
 
 
-def _doubled(x: Tensor) -> Tensor:
+def doubled(x: Tensor) -> Tensor:
     """Every pixel four times: (samples, channels, height, width) -> (samples, channels, 2 · height, 2 · width)"""
     samples, channels, height, width = x.shape
     each = x[:, :, :, None, :, None].expand(samples, channels, height, 2, width, 2)

@@ -38,6 +38,10 @@ def test_a_picture_is_a_sample_of_every_class_that_is_large_enough(tmp_path):
     expected[:3], expected[3, :4], expected[9] = 1, 255, 255
     assert fish.meta() == {"classes": ["fish"]} and (fish.mask() == expected).all()
     both = masks(tmp_path / "x", min_area=0.01)
+    assert fish.meta()["classes"] == ["fish"] and {sample.meta().get("picture") for sample in both.samples} == {
+        "a",
+        None,
+    }
     bird = both.samples[0]
     assert (bird.label, bird.meta()["classes"]) == ("bird", ["bird", "fish"])
     assert bird.mask()[0, 0] == 2 and bird.mask()[3, 0] == 1

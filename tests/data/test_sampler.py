@@ -245,3 +245,41 @@ def test_fewer_lanes_than_ranks_are_refused():
 GOLDEN_PLAIN = ((3, 7, 0, 2), (0, 0, 0, 0), [[79], [185], [10], [67]], [[76, 91], [190, 191], [3, 4], [55, 68]])
 GOLDEN_TURNED = ((5, 10, 0, 9), (3, 3, 0, 2), [[127], [257], [10], [235]], [[124, 139], [262, 263], [3, 4], [223, 236]])
 GOLDEN_LANE = ((3, 8, 0, 4), (0, 0, 0, 0), [[84], [197], [1], [105]], [[79, 93], [198, 208], [8, 7], [114, 101]])
+
+
+@pytest.fixture(scope="module")
+def filed_twice(tmp_path_factory) -> Index:
+    """Eight pictures, every one filed under two of four classes, so that a class has four of them."""
+    root, members = tmp_path_factory.mktemp("twice"), []
+    for number in range(8):
+        for label in ("ab", "cd", "ac", "bd", "ab", "cd", "ad", "bc")[number]:
+            key = f"p{number}/{label}"
+            members.append((f"{key}.json", json.dumps({"class": label, "picture": f"p{number}"}).encode()))
+            members.append((f"{key}.png", encode_png(picture(0, 2))))
+    write_tar(root / "0.tar", members)
+    (root / "splits").mkdir()
+    (root / "splits" / "train.txt").write_text("".join(f"{label}\n" for label in "abcd"))
+    return prepare.index([root], out=None, splits=root / "splits")
+
+
+def shown(index, draw) -> list[str]:
+    return [index.key(row).split("/")[0] for row in [*draw.support.flat, *draw.query.flat]]
+
+
+def test_no_episode_has_a_picture_twice(filed_twice):
+    drawing = sampler(filed_twice, Shape(ways=2, shots=1, queries=2))
+    draws = [drawing.draw(0, number) for number in range(60)]
+    assert all(len(set(shown(filed_twice, draw))) == 6 for draw in draws)
+    assert [flat(draw) for draw in draws] == [flat(drawing.draw(0, number)) for number in range(60)]
+    for draw in draws:
+        labels = [filed_twice.key(row)[-1] for row in draw.support[:, 0]]
+        assert labels == [filed_twice.class_names[own] for own in draw.classes]
+    assert len({flat(draw)[2][0][0] for draw in draws}) > 4
+
+
+def test_classes_that_share_too_many_pictures_are_told(filed_twice):
+    drawing = sampler(filed_twice, Shape(ways=4, shots=1, queries=2))
+    with pytest.raises(
+        InputError, match="no 4 classes were found with shots \\+ queries = 3 pictures each that are not"
+    ):
+        drawing.draw(0, 0)

@@ -17,10 +17,12 @@ from pipeline.errors import InputError
 from pipeline.frozen import frozen_encoder
 from pipeline.judging import Judgement, examine, pooled
 from pipeline.labels import IGNORED
-from pipeline.learners.dense import DensePrototypeLearner, area_means
+from pipeline.learners.dense import DensePrototypeLearner, DenseRidgeLearner, area_means
 from pipeline.learners.learner import Mode
+from pipeline.models.renet import Renet
 from pipeline.models.unet import Unet
 from pipeline.spool import history
+from pipeline.start import started
 from pipeline.tasks import pixel_losses
 from pipeline.tasks.segmentation import Segmentation, boundary_f1
 
@@ -42,6 +44,14 @@ LEARNERS = {
     "fresh": {"kind": "gradient", "initial": {"kind": "fresh"}, "steps": 2},
     "prototypes": {"kind": "prototype"},
     "panet": {"kind": "prototype", "align": 0.7},
+    "ridge": {"kind": "ridge", "penalty": 0.1},
+}
+MODELS = {
+    "unet": UNET,
+    "embedding": {**UNET, "embedding": 6},
+    "conv4": {"kind": "decoder", "width": 4, "backbone": {"kind": "conv4", "width": 4, "downsample": "stride"}},
+    "resnet12": {"kind": "decoder", "width": 4, "backbone": {"kind": "resnet12", "width": 2}},
+    "renet": {"kind": "renet", "width": 3, "patch": 4, "layers": 2},
 }
 LOSSES = [{"kind": "cross_entropy"}, {"kind": "dice"}, {"kind": "cross_entropy_dice"}, {"kind": "focal", "gamma": 2.0}]
 
@@ -70,6 +80,12 @@ def learner(request, scenes_root, tmp_path):
     return build.learner(config, Index.open(scenes_root))
 
 
+@pytest.fixture(params=MODELS)
+def of_model(request, scenes_root, tmp_path):
+    config = config_for(scenes_root, tmp_path, model=MODELS[request.param], meta={"precision": "float64"})
+    return build.learner(config, Index.open(scenes_root))
+
+
 def outcome(learner, plan: Plan, episodes) -> tuple[float, torch.Tensor]:
     engine, loss = Engine(learner, plan), 0.0
     for part in chunks(episodes, plan):
@@ -88,6 +104,18 @@ def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(lea
     for plan in (Plan("vmap", 2), Plan("loop", 1, abreast=2)):
         value, found = outcome(learner, plan, episodes[::-1])
         assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
+
+
+def test_every_model_has_the_meta_gradient_of_a_loop_under_vmap(of_model):
+    episodes = [noise(number) for number in range(2)]
+    loss, expected = outcome(of_model, Plan("loop", 1), episodes)
+    value, found = outcome(of_model, Plan("vmap", 2), episodes)
+    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+
+
+def test_every_parameter_of_a_model_gets_a_gradient(of_model):
+    Engine(of_model, Plan("loop", 1))([noise(0)]).loss.backward()
+    assert not [name for name, value in of_model.named_parameters() if value.grad is None]
 
 
 def test_every_parameter_gets_a_gradient(learner):
@@ -183,6 +211,7 @@ def test_intersections_and_unions_are_summed_by_class_before_they_are_divided():
     found = pooled(Segmentation(), judgements, [(7,), (7,), (3,)])
     assert found["miou"].mean == pytest.approx((1 / 10 + 4 / 5) / 2)
     assert found["fb_iou"].mean == pytest.approx((1 + 5 / (10 + 5)) / 2)
+    assert found["miou_of_all_pixels"].mean == pytest.approx(((1 + 5) / (10 + 14) + 4 / 13) / 2)
     assert found["miou"].interval > 0 and found["worst_decile"].interval is None
     again = pooled(Segmentation(), judgements, [(7,), (7,), (3,)])
     assert again == found
@@ -228,6 +257,73 @@ class Plain(torch.nn.Module):
         return images
 
 
+def test_ridge_tells_a_class_from_a_ground_of_two_kinds():
+    """The ground is left and right of the class: no mean says that, and with the square beside the value a plane does."""
+    values = torch.tensor([-1.0, 0, 1])
+    image = torch.stack([values, values.square()])[None, :, None]
+    truth = torch.tensor([[[0, 1, 0]]])
+    learner = DenseRidgeLearner(Plain(), Segmentation(), penalty=1e-4, scale=1.0)
+    predict = learner.adapt(Batch(image, truth), 1, mode=Mode.INDUCTIVE)
+    assert predict(image.flip(3)).argmax(1).tolist() == truth.tolist()
+    assert predict(image)[0, :, 0].T.flatten().tolist() == pytest.approx([1, 0, 0, 1, 1, 0], abs=1e-2)
+
+
+def test_ridge_does_not_look_at_ignored_pixels_and_weighs_areas_alike():
+    """By least squares in float64: rows weighed by one over the pixels of their area."""
+    torch.manual_seed(0)
+    image, truth = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    truth[0, 0] = IGNORED
+    learner = DenseRidgeLearner(Plain(), Segmentation(), penalty=0.3, scale=2.0).double()
+    found = learner.adapt(Batch(image.double(), truth), 2, mode=Mode.INDUCTIVE)(image.double())
+    rows = torch.cat([image.movedim(1, -1).flatten(0, 2), torch.ones(40, 1)], 1).double()
+    labels = truth.flatten()
+    seen = labels != IGNORED
+    counts = torch.bincount(labels[seen], minlength=3)
+    root = counts[labels[seen]].double().rsqrt()[:, None]
+    members = torch.nn.functional.one_hot(labels[seen], 3).double()
+    ridge = 0.3**0.5 * torch.eye(4, dtype=torch.float64)
+    padded = torch.cat([root * members, torch.zeros(4, 3, dtype=torch.float64)])
+    weights = torch.linalg.lstsq(torch.cat([root * rows[seen], ridge]), padded).solution
+    expected = (2 * rows @ weights).reshape(2, 4, 5, 3).movedim(-1, 1)
+    assert torch.allclose(found, expected, atol=1e-9)
+
+
+def test_recurrent_units_see_the_whole_image():
+    model = Renet(channels=1, width=3, patch=4, layers=1).double()
+    images = torch.rand(1, 1, 16, 24, dtype=torch.float64, requires_grad=True)
+    maps = model(images)
+    assert maps.shape == (1, 3, 16, 24)
+    # Two patches away from where a convolution would look.
+    (slope,) = torch.autograd.grad(maps[0, :, 2, 2].square().sum(), images)
+    assert (slope[0, 0, 12:, 20:].abs() > 0).all()
+
+
+def test_a_decoder_starts_from_a_backbone_that_classified(scenes_root, tmp_path):
+    backbone = {"kind": "conv4", "width": 4, "downsample": "stride"}
+    classify = small_config(
+        scenes_root,
+        tmp_path,
+        model=backbone,
+        data={"ways": 2},
+        learner={"kind": "prototype"},
+        meta={"steps": 2, "batch": 2},
+    )
+    work_here(dump(classify), str(tmp_path / "run"))
+    config = config_for(scenes_root, tmp_path, model=MODELS["conv4"], start=str(tmp_path / "run"))
+    index = Index.open(scenes_root)
+    learner = started(config, index, build.learner)
+    own, theirs = learner.state_dict(), checkpoint.latest(tmp_path / "run" / "checkpoints").learner
+    held = [name for name in theirs if name.startswith("model.encoder.")]
+    assert len(held) == 12
+    for name in held:
+        assert torch.equal(own[name.replace("model.encoder.", "model.encoder.backbone.")], theirs[name])
+    fresh = build.learner(config, index).state_dict()
+    assert torch.equal(own["model.encoder.up.0.conv.weight"], fresh["model.encoder.up.0.conv.weight"])
+    other = config_for(scenes_root, tmp_path, model=MODELS["resnet12"], start=str(tmp_path / "run"))
+    with pytest.raises(InputError, match="encoder.backbone.blocks.0.convs.0.weight is not in"):
+        started(other, index, build.learner)
+
+
 def test_alignment_adds_how_well_the_support_comes_back(scenes_root, tmp_path):
     config = config_for(scenes_root, tmp_path, learner=LEARNERS["panet"], meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
@@ -258,8 +354,18 @@ def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
     }
     found = done.result["test"]["inductive"]
     assert found["miou"].keys() == {"mean", "interval", "episodes"} and "miou" in done.text and "iou " in done.text
-    names = {"iou", "dice", "precision", "recall", "boundary_f1", "pixel_accuracy", "miou", "fb_iou", "worst_decile"}
-    assert found.keys() == names
+    names = {
+        "iou",
+        "dice",
+        "precision",
+        "recall",
+        "boundary_f1",
+        "pixel_accuracy",
+        "miou",
+        "miou_of_all_pixels",
+        "fb_iou",
+    } | {"worst_decile"}
+    assert found.keys() == names | {"miou_of_all_pixels"}
     told = history(done.folder).series
     assert told["test/inductive/miou"] and told["test/inductive/miou_interval"]
     alone = evaluate.evaluate(
@@ -279,7 +385,15 @@ def test_an_episode_is_judged_in_both_modes(scenes_root, tmp_path):
     ("sections", "said"),
     [
         ({"model": {"kind": "conv4"}}, "needs features of every pixel, and model.kind = conv4 gives none"),
-        ({"learner": {"kind": "ridge"}}, "learner.kind = ridge labels images, not pixels"),
+        ({"learner": {"kind": "svm"}}, "learner.kind = svm labels images, not pixels"),
+        ({"learner": {"kind": "ridge", "backward": 1}}, "learner.backward counts images"),
+        ({"model": {"kind": "decoder"}, "data": {"ways": 2, "queries": 2, "size": 50}}, "do not divide by 16"),
+        (
+            {"model": {"kind": "decoder", "backbone": {"kind": "conv4", "features": "map"}}},
+            "model.backbone.features = map is for learners of whole images",
+        ),
+        ({"model": {"kind": "renet", "patch": 7}}, "do not divide by 7, as model.kind = renet needs"),
+        ({"task": {"kind": "classification"}, "model": MODELS["renet"]}, "model.kind = renet gives features of pixels"),
         ({"learner": {"kind": "gradient", "initial": {"kind": "prototypes"}}}, "linear head that starts learned or fresh"),
         ({"learner": {"kind": "gradient", "head": {"kind": "cosine"}}}, "set learner.head.kind = linear"),
         ({"learner": {"kind": "prototype", "backward": 1}}, "learner.backward counts images"),

@@ -22,6 +22,8 @@ NAMES = ("classes.json", "instances.json")
 def masks(path: str | Path, *, min_area: float = MIN_AREA) -> Source:
     """The data set of a folder of `images` and `masks`, a sample for each picture and class that covers `min_area` of it.
 
+    Samples of one picture name it as `picture` in their meta, so that no episode has it twice.
+
     Names of the values come from `classes.json` ({"1": "bird"}) or the categories of a COCO file `instances.json`. 0 is no
     class, 255 is not looked at, and neither is what covers less than `min_area`: it is there, but nothing to learn from.
     Pictures without a mask, or with none but small areas, are left out and counted in the source's notes.
@@ -58,7 +60,11 @@ def masks(path: str | Path, *, min_area: float = MIN_AREA) -> Source:
                     made.image,
                     made.extension,
                     partial(_renumbered, truths[stem], tuple(order)),
-                    partial(dict, classes=[names[other] for other in order]),
+                    partial(
+                        dict,
+                        classes=[names[other] for other in order],
+                        **({"picture": key} if len(chosen) > 1 else {}),
+                    ),
                 )
             )
     notes = [f"{len(images) - len(truths)} images have no mask and are left out"] if len(images) > len(truths) else []

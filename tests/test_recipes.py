@@ -1,0 +1,74 @@
+"""Every config that is shipped trains for two meta-steps on the data that it names."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline import prepare, train
+from pipeline.config import load
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "train"
+REAL = Path(__file__).parents[2] / "shared" / "data"
+FOLD = CONFIGS / "segmentation" / "coco20i-fold0"
+PACKED = {
+    "omniglot": {"layout": "omniglot", "size": 28},
+    "coco_mini": {"layout": "masks", "size": 96, "splits": FOLD},
+}
+"""How the head of a config says that real data are packed, by its `data.root`."""
+BRIEF = (
+    "meta.steps=2",
+    "meta.batch=2",
+    "validation.every=2",
+    "validation.episodes=2",
+    "evaluate.episodes=2",
+    "checkpoint.every=2",
+    "engine.mode=loop",
+    "workers.count=1",
+)
+FEW = ("data.ways=2", "data.queries=2", "data.shots=1")
+"""Episodes that fit the few classes of the embedded data that tests share."""
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch):
+    monkeypatch.setattr(train.tracking.Sender, "start", lambda self: None)
+    monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
+
+
+def brief(path: Path, root: Path, runs: Path, *more: str) -> None:
+    done = train.fit(load(path, [f"data.root={root}", f"runs={runs}", *BRIEF, *more]))
+    assert done.result["test"]["inductive"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("glyphs*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_on_embedded_data(path, glyphs_root, scenes_root, tmp_path):
+    root = glyphs_root if path.parent.name == "classification" else scenes_root
+    brief(path, root, tmp_path / "runs", *FEW)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A real data set as its configs want it packed, once."""
+    made: dict[str, Path] = {}
+
+    def pack(name: str) -> Path:
+        if not (source := REAL / name).exists():
+            pytest.skip(f"{name} is not at {source}; the product never downloads it")
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp(name) / "data"
+            prepare.pack(str(source), made[name], **PACKED[name])
+        return made[name]
+
+    return pack
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(CONFIGS.rglob("*.yaml")) if not path.stem.startswith("glyphs")],
+    ids=lambda path: path.stem,
+)
+def test_on_real_data(path, packed, tmp_path):
+    brief(path, packed(Path(load(path).data.root).name), tmp_path / "runs")
