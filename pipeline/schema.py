@@ -256,7 +256,7 @@ class UnetConfig(Config):
     downsample: Literal["stride", "max_pool"] = "max_pool"
     norm: NormName = "batch"
     embedding: NonNegativeInt = 0
-    """Features of a pixel, made by a linear map of what the last level says; 0: those of the last level."""
+    """Features of a pixel, sums of linear maps of what all levels say of it; 0: those of the last level."""
 
 
 class DecoderConfig(Config):

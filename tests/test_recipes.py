@@ -25,7 +25,7 @@ BRIEF = (
     "engine.mode=loop",
     "workers.count=1",
 )
-FEW = ("data.ways=2", "data.queries=2", "data.shots=1")
+FEW = tuple(f"{section}.{key}" for section in ("data", "evaluate") for key in ("ways=2", "queries=2", "shots=1"))
 """Episodes that fit the few classes of the embedded data that tests share."""
 
 

@@ -33,8 +33,9 @@ class Unet(nn.Module):
 
     A level is one convolution on the way down and one on the way up, the lowest has two; the width doubles at each level. Going
     up, pixels are repeated: no transposed convolution, whose gradients cross a checkerboard. `downsample` as in conv4.
-    With `embedding` what the last level makes of a pixel becomes so many features by a linear map: an embedding for cosines,
-    which ReLUs alone would keep in one corner. The sides of images divide by 2^depth. Initial values are torch's own.
+    With `embedding` a pixel has so many features: the sum of linear maps of what each level on the way up says of it
+    (hypercolumns; Hariharan et al. 2015, section 3). What an object is, is said where pixels are few and channels many, and
+    need not pass through the few of full size. The sides of images divide by 2^depth. Initial values are torch's own.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Unet(nn.Module):
             Block(f"up{level}", widths[level + 1] + widths[level], widths[level], 1, norm, steps)
             for level in reversed(range(depth))
         )
-        self.embedding = Convolution(width, embedding, 1) if embedding else nn.Identity()
+        self.embeddings = nn.ModuleList(Convolution(each, embedding, 1) for each in reversed(widths) if embedding)
         self.features = embedding or width
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
@@ -73,13 +74,14 @@ class Unet(nn.Module):
             seen.append(x)
             x = block(F.max_pool2d(x, 2) if self.pools else x, normalise)
         x = self.bottom(x, normalise)
+        embed = iter(self.embeddings)
+        said = next(embed)(x) if self.embeddings else None
         for block, beside in zip(self.up, reversed(seen), strict=True):
             x = block(torch.cat([doubled(x), beside], 1), normalise)
-        return self.embedding(x)
+            said = None if said is None else doubled(said) + next(embed)(x)
+        return x if said is None else said
 
 
 def doubled(x: Tensor) -> Tensor:
     """Every pixel four times: (samples, channels, height, width) -> (samples, channels, 2 · height, 2 · width)"""
-    samples, channels, height, width = x.shape
-    each = x[:, :, :, None, :, None].expand(samples, channels, height, 2, width, 2)
-    return each.reshape(samples, channels, 2 * height, 2 * width)
+    return F.interpolate(x, scale_factor=2)
