@@ -139,9 +139,9 @@ def forward_unet(weights: dict[str, Tensor], x: Tensor, norm: Callable[[str, Ten
     for level in range(DEPTH):
         seen.append(x)
         x = block(f"down.{level}", F.max_pool2d(x, 2))
-    x = block("bottom", x)
+    x = block("bottom.0", x)
     for level, beside in enumerate(reversed(seen)):
-        x = block(f"up.{level}", torch.cat([F.interpolate(x, scale_factor=2), beside], 1))
+        x = block(f"up.blocks.{level}", torch.cat([F.interpolate(x, scale_factor=2), beside], 1))
     return F.conv2d(x, weights["head.weight"], weights["head.bias"])
 
 

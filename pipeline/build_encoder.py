@@ -63,20 +63,11 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
             return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
         case TimmConfig(name=name):
             return Foreign(_timm(name, channels), channels=channels, size=size)
-        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm, embedding=embedding):
-            return Unet(
-                channels=channels,
-                width=width,
-                depth=depth,
-                downsample=downsample,
-                norm=norm,
-                steps=steps,
-                embedding=embedding,
-            )
-        case DecoderConfig(backbone=backbone, width=width, norm=norm):
-            return Decoder(
-                _backbone(backbone, channels, size, steps), channels=channels, width=width, norm=norm, steps=steps
-            )
+        case UnetConfig():
+            return Unet(channels=channels, steps=steps, **chosen.model_dump(exclude={"kind"}))
+        case DecoderConfig(backbone=backbone, width=width, norm=norm, embedding=embedding):
+            made = _backbone(backbone, channels, size, steps)
+            return Decoder(made, channels=channels, width=width, norm=norm, steps=steps, embedding=embedding)
         case RenetConfig(width=width, patch=patch, layers=layers, norm=norm):
             return Renet(channels=channels, width=width, patch=patch, layers=layers, norm=norm, steps=steps)
         case FeaturesConfig():

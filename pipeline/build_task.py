@@ -11,6 +11,7 @@ from pipeline.schema import (
     ClassificationConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
+    CrossEntropyOfAreasConfig,
     DecoderConfig,
     DiceConfig,
     FocalConfig,
@@ -93,6 +94,8 @@ def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:
             return pixel_losses.dice
         case CrossEntropyAndDiceConfig():
             return pixel_losses.both
+        case CrossEntropyOfAreasConfig():
+            return pixel_losses.with_areas
         case FocalConfig(gamma=gamma):
             return partial(pixel_losses.focal, gamma=gamma)
         case _ as never:

@@ -150,8 +150,15 @@ class CrossEntropyAndDiceConfig(Config):
     kind: Literal["cross_entropy_dice"] = "cross_entropy_dice"
 
 
+class CrossEntropyOfAreasConfig(Config):
+    """Beside that of pixels the cross-entropy of each object's mean logits."""
+
+    kind: Literal["cross_entropy_areas"] = "cross_entropy_areas"
+
+
 PixelLossConfig = Annotated[
-    PixelCrossEntropyConfig | DiceConfig | CrossEntropyAndDiceConfig | FocalConfig, Field(discriminator="kind")
+    PixelCrossEntropyConfig | DiceConfig | CrossEntropyAndDiceConfig | CrossEntropyOfAreasConfig | FocalConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -255,6 +262,8 @@ class UnetConfig(Config):
     """Halvings."""
     downsample: Literal["stride", "max_pool"] = "max_pool"
     norm: NormName = "batch"
+    bottom: PositiveInt = 1
+    """Convolutions at the smallest size."""
     embedding: NonNegativeInt = 0
     """Features of a pixel, sums of linear maps of what all levels say of it; 0: those of the last level."""
 
@@ -268,6 +277,8 @@ class DecoderConfig(Config):
     """Channels on the way up."""
     norm: NormName = "batch"
     """Of the way up."""
+    embedding: NonNegativeInt = 0
+    """As of a U-Net."""
 
 
 class RenetConfig(Config):

@@ -57,3 +57,17 @@ def dice(logits: Tensor, targets: Tensor) -> Tensor:
 def both(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy plus Dice: every pixel counts, and every class counts alike."""
     return cross_entropy(logits, targets) + dice(logits, targets)
+
+
+def with_areas(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of pixels, and of areas: of the mean logits of what is of one class in an image, each area counting alike.
+
+    What an object is must be learned from few pixels among many; the mean of an object knows it long before each of its pixels.
+    """
+    outputs = logits.shape[1]
+    members = shares(targets, outputs)
+    counts = members.sum((2, 3))
+    means = torch.einsum("sahw,sohw->sao", members.to(logits.dtype), logits) / counts.clamp(min=1)[..., None]
+    losses = -means.log_softmax(2).diagonal(dim1=1, dim2=2)
+    there = (counts > 0).to(logits.dtype)
+    return cross_entropy(logits, targets) + (losses * there).sum() / there.sum().clamp(min=1)

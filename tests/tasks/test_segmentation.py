@@ -50,10 +50,10 @@ MODELS = {
     "unet": UNET,
     "embedding": {**UNET, "embedding": 6},
     "conv4": {"kind": "decoder", "width": 4, "backbone": {"kind": "conv4", "width": 4, "downsample": "stride"}},
-    "resnet12": {"kind": "decoder", "width": 4, "backbone": {"kind": "resnet12", "width": 2}},
+    "resnet12": {"kind": "decoder", "width": 4, "embedding": 5, "backbone": {"kind": "resnet12", "width": 2}},
     "renet": {"kind": "renet", "width": 3, "patch": 4, "layers": 2},
 }
-LOSSES = [{"kind": "cross_entropy"}, {"kind": "dice"}, {"kind": "cross_entropy_dice"}, {"kind": "focal", "gamma": 2.0}]
+LOSSES = [{"kind": kind} for kind in ("cross_entropy", "dice", "cross_entropy_dice", "cross_entropy_areas", "focal")]
 
 
 def config_for(root, runs, **sections):
@@ -168,6 +168,18 @@ def test_cross_entropy_by_hand():
     assert pixel_losses.both(logits, targets).item() == pytest.approx(
         expected + 1 - (2 * overlap + 1) / (both + 1), rel=1e-6
     )
+
+
+def test_the_loss_of_areas_is_that_of_their_mean_logits():
+    """Two images: in the first a class on two pixels and the ground on one, in the second the ground alone."""
+    logits = torch.zeros(2, 2, 1, 4)
+    logits[0, 1, 0, :2] = torch.tensor([math.log(9), math.log(1 / 9 * 9)])
+    logits[1, 0, 0] = math.log(2)
+    targets = torch.tensor([[[1, 1, 0, 255]], [[0, 0, 0, 0]]])
+    # The class's mean logit is log 3: odds of 3 to 1; the grounds have odds of 1 and of 2.
+    areas = (math.log(4 / 3) + math.log(2) + math.log(3 / 2)) / 3
+    pixels = pixel_losses.cross_entropy(logits, targets).item()
+    assert pixel_losses.with_areas(logits, targets).item() == pytest.approx(pixels + areas, rel=1e-6)
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=[each["kind"] for each in LOSSES])
@@ -318,7 +330,7 @@ def test_a_decoder_starts_from_a_backbone_that_classified(scenes_root, tmp_path)
     for name in held:
         assert torch.equal(own[name.replace("model.encoder.", "model.encoder.backbone.")], theirs[name])
     fresh = build.learner(config, index).state_dict()
-    assert torch.equal(own["model.encoder.up.0.conv.weight"], fresh["model.encoder.up.0.conv.weight"])
+    assert torch.equal(own["model.encoder.up.blocks.0.conv.weight"], fresh["model.encoder.up.blocks.0.conv.weight"])
     other = config_for(scenes_root, tmp_path, model=MODELS["resnet12"], start=str(tmp_path / "run"))
     with pytest.raises(InputError, match="encoder.backbone.blocks.0.convs.0.weight is not in"):
         started(other, index, build.learner)
