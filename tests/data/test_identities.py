@@ -57,11 +57,10 @@ def test_persons_are_classes_and_pairs_name_their_images(people, listed):
     # dot has one image, which a pair names; fay's is left out.
     assert {sample.label for sample in source.samples} == IMAGES.keys() - {"fay"} and source.unsplit == {"dot", "fay"}
     assert source.pairs[1] == Pair(0, "ada/ada_1", "ben/ben_1", same=False)
-    assert source.notes == (
-        "2 persons have one image, so that they are in no split; 1 of them are kept for the pairs that name them",
-    )
+    told = "2 persons have one image, so that they are in no split"
+    assert source.notes == (f"{told}; 1 of them are kept for the pairs that name them",)
     alone = identities(people)
-    assert alone.notes == ("2 persons have one image, so that they are in no split and are left out",)
+    assert alone.notes == (f"{told} and are left out",)
     assert not alone.pairs and len(alone.samples) == sum(IMAGES.values()) - 2
 
 

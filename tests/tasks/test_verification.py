@@ -1,4 +1,4 @@
-"""Verification: figures against brute force, losses by hand, what an unknown person is, and the pair protocol from pack to picture."""
+"""Verification: figures against brute force, losses by hand, who is unknown, and the pair protocol from pack to picture."""
 
 import json
 import zipfile
@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from gloo import work_here
-from small import LEARNERS, episode, gradient, make, relative, small_config
+from small import episode, gradient, make, relative, small_config
 
 from pipeline import build, checkpoint, cli, evaluate, pair_protocol, prepare, train
 from pipeline.build_task import task
@@ -214,15 +214,26 @@ def test_losses_keep_the_laws(glyphs_root, tmp_path, loss, learner):
     assert found[0].norm() > 0 and all(relative(other, found[0]) < 1e-10 for other in found[1:])
 
 
+SQUARES = {"kind": "verification", "loss": {"kind": "pair_mse"}}
+MARGIN = {"kind": "verification", "loss": {"kind": "margin"}}
+MAPS = {"kind": "conv4", "features": "map"}
+
+
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"learner": {"kind": "prototype"}, "task": {"kind": "verification", "loss": {"kind": "pair_mse"}}}, "learner.kind = prototype has no score above 0; set learner.kind = cosine"),
-        ({"learner": {"kind": "matching"}, "task": {"kind": "verification", "loss": {"kind": "pair_mse"}}}, "learner.kind = matching has no score above 0"),
+        (
+            {"learner": {"kind": "prototype"}, "task": SQUARES},
+            "prototype has no score above 0; set learner.kind = cosine",
+        ),
+        ({"learner": {"kind": "matching"}, "task": SQUARES}, "learner.kind = matching has no score above 0"),
         ({"data": {"ways": 1}}, "data.ways = 1: with one class there is nothing to tell apart"),
-        ({"learner": {"kind": "relation"}, "model": {"kind": "conv4", "features": "map"}, "task": {"kind": "verification", "loss": {"kind": "margin"}}}, "task.loss.kind = margin is not asked where learner.loss = mse"),
+        (
+            {"learner": {"kind": "relation"}, "model": MAPS, "task": MARGIN},
+            "task.loss.kind = margin is not asked where",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_go_together(glyphs_root, tmp_path, sections, said):
     with pytest.raises(InputError, match=said):
         train.check(small_config(glyphs_root, tmp_path, **{**VERIFICATION, **sections}))
@@ -236,13 +247,8 @@ def untold(monkeypatch):
 
 @pytest.mark.parametrize("name", ["cosine", "gradient"])
 def test_a_run_is_whole(glyphs_root, tmp_path, untold, name):
-    done = train.fit(
-        small_config(
-            glyphs_root,
-            tmp_path,
-            **{**VERIFICATION, "learner": {"kind": name, **({"steps": 1} if name == "gradient" else {})}},
-        )
-    )
+    learner = {"kind": name, "steps": 1} if name == "gradient" else {"kind": name}
+    done = train.fit(small_config(glyphs_root, tmp_path, **{**VERIFICATION, "learner": learner}))
     drawn = {path.name for path in (done.folder / "pictures").iterdir()}
     assert drawn == {"episode.png", "losses.png", "roc.png"} | ({"adaptation.png"} if name == "gradient" else set())
     found = done.result["test"]["inductive"]
