@@ -46,11 +46,11 @@ class Images:
         return found
 
 
-def accuracy(index: Index, features: Tensor, shape: Shape) -> str:
+def accuracy(index: Index, features: Tensor, shape: Shape, episodes: int) -> str:
     """Accuracy of the nearest class by cosine on the frozen test episodes, with its interval."""
     sampler = Sampler(index, "test", shape, seed=0, turns=False)
     values = []
-    for number in range(EPISODES):
+    for number in range(episodes):
         drawn = sampler.draw(0, number)
         support, query = (
             directions(features[torch.from_numpy(rows)]) for rows in (drawn.support.ravel(), drawn.query.ravel())
@@ -67,12 +67,14 @@ def main() -> None:
     parser.add_argument("--ways", type=int, default=20)
     parser.add_argument("--shots", type=int, default=1)
     parser.add_argument("--queries", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="few episodes, to see that it works")
     asked = parser.parse_args()
+    episodes = 5 if asked.quick else EPISODES
     index = Index.open(asked.data)
     shape = Shape(asked.ways, asked.shots, asked.queries)
-    print(f"{asked.data}: {shape.ways}-way {shape.shots}-shot, {shape.queries} queries, {EPISODES} episodes; and pairs")
+    print(f"{asked.data}: {shape.ways}-way {shape.shots}-shot, {shape.queries} queries, {episodes} episodes; and pairs")
     for name, features in Images(index).features().items():
-        print(f"{name:<28}{accuracy(index, features, shape)}", flush=True)
+        print(f"{name:<28}{accuracy(index, features, shape, episodes)}", flush=True)
         if are_in(index):
             told = judge(index, lambda rows, f=features: f[torch.from_numpy(rows)], cosine, validation="val").as_json()
             print(f"{'':<28}" + ", ".join(f"{key} {ranged(key, told[key])}" for key in ("accuracy", "auc", "eer")))

@@ -117,7 +117,7 @@ def table_of(pairs: Sequence[Pair], keys: pa.ChunkedArray) -> pa.Table:
     rows = {name: pc.index_in(column, value_set=keys) for name, column in named.items()}
     assert not any(column.null_count for column in rows.values())
     folds = pa.array([pair.fold for pair in pairs], pa.int32())
-    same = pa.array([pair.same for pair in pairs], pa.int8())
+    same = pa.array([int(pair.same) for pair in pairs], pa.int8())
     return pa.table({"fold": folds, **rows, "same": same})
 
 

@@ -92,10 +92,14 @@ def resampled(trials: Trials, weights: Tensor) -> Curve:
 
 
 def _levels(trials: Trials) -> Tensor:
-    """The level of every trial, 0 for the highest scores: the share of impostors that score higher, on a logarithmic scale."""
+    """The level of every trial, 0 for the highest scores: the share of impostors above, on a logarithmic scale.
+
+    Of impostors with the same score half count as above, so that a genuine trial above all of them is not among the first.
+    """
     impostors = trials.scores[~trials.genuine].sort().values
-    above = len(impostors) - torch.searchsorted(impostors, trials.scores, right=True)
-    place = torch.log1p(STEEPNESS * above.double() / len(impostors)) / torch.log1p(torch.tensor(STEEPNESS).double())
+    below = sum(torch.searchsorted(impostors, trials.scores, right=right) for right in (False, True))
+    above = 1 - below / (2 * len(impostors))
+    place = torch.log1p(STEEPNESS * above.double()) / torch.log1p(torch.tensor(STEEPNESS).double())
     return (place * LEVELS).long().clamp(max=LEVELS - 1)
 
 

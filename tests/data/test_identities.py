@@ -176,8 +176,7 @@ def rewrite(root, change) -> None:
     import json
 
     path, manifest = root / "index" / "pairs.arrow", root / "index" / "manifest.json"
-    with pa.memory_map(str(path)) as file:
-        table = change(pa.ipc.open_file(file).read_all())
+    table = change(pa.ipc.open_file(pa.BufferReader(path.read_bytes())).read_all())
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     told = json.loads(manifest.read_text())
