@@ -96,7 +96,8 @@ def judge(index: Index, embed: Embed, compare: Compare, *, validation: str) -> J
     judged = pairs.only(np.isin(pairs.fold, chosen))
     _check_kinds(judged, index)
     references = _references(index, validation) if held is not None else None
-    rows = np.unique(np.concatenate([pairs.a, pairs.b, *([] if references is None else [references.a, references.b])]))
+    looked_at = [pairs] if references is None else [judged, references]
+    rows = np.unique(np.concatenate([side for some in looked_at for side in (some.a, some.b)]))
     features = embed(rows)
 
     def scored(some: Pairs) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,7 @@ def roc_picture(path: Path, curve: tuple[Sequence[float], Sequence[float]], *, t
     axes.set_xlabel("impostors that are accepted (%)")
     axes.set_ylabel("genuine pairs that are accepted (%)")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, fontsize=9, loc="center left")
     return _save(figure, path)
 
 

@@ -224,7 +224,7 @@ def _splits(
         case _:
             raise InputError(f"--splits {files} and --rule {rule} exclude each other; give one of them")
     for split, names in chosen.items():
-        if lonely := sorted(unsplit.intersection(names)):
+        if lonely := sorted(unsplit & set(names)):
             raise InputError(
                 f"{where}: split {split!r} lists {lonely[0]!r}, of whom there is one image, and an episode needs a support and a "
                 "query; bring another image or take the name out"

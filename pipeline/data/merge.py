@@ -129,7 +129,7 @@ def merge(
     absent = [f"{role}_{part}" for role in ROLES if role not in roles for part in MEMBER_FIELDS]
     samples = table.drop_columns(["label", *absent])
     samples = samples.append_column("class", pa.array(class_of)).append_column("shard", pa.array(shard_of))
-    tables = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))
+    tables: dict[str, pa.Table] = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))
     if pairs:
         tables[PAIRS] = table_of(pairs, table["key"])
     folder = root / FOLDER

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -97,9 +98,9 @@ def _levels(trials: Trials) -> Tensor:
     Of impostors with the same score half count as above, so that a genuine trial above all of them is not among the first.
     """
     impostors = trials.scores[~trials.genuine].sort().values
-    below = sum(torch.searchsorted(impostors, trials.scores, right=right) for right in (False, True))
-    above = 1 - below / (2 * len(impostors))
-    place = torch.log1p(STEEPNESS * above.double()) / torch.log1p(torch.tensor(STEEPNESS).double())
+    low, high = (torch.searchsorted(impostors, trials.scores, right=right) for right in (False, True))
+    above = 1 - (low + high).double() / (2 * len(impostors))
+    place = torch.log1p(STEEPNESS * above) / math.log1p(STEEPNESS)
     return (place * LEVELS).long().clamp(max=LEVELS - 1)
 
 
