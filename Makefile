@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 TASK ?= classification
 CONFIG ?= configs/train/$(TASK)/glyphs.yaml
-EMBEDDED := $(if $(filter classification,$(TASK)),glyphs,scenes)
+EMBEDDED := $(if $(filter segmentation,$(TASK)),scenes,glyphs)
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 

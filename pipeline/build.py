@@ -32,7 +32,13 @@ from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototy
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import (
+    ContextualMatchingLearner,
+    CosineLearner,
+    MatchingLearner,
+    PrototypeLearner,
+    RelationLearner,
+)
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
@@ -49,6 +55,7 @@ from pipeline.schema import (
     Conv4Config,
     CosineConfig,
     CosineHeadConfig,
+    CosineLearnerConfig,
     CrossEntropyConfig,
     CurvatureConfig,
     DecoderConfig,
@@ -273,6 +280,8 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             if align:
                 raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
             return PrototypeLearner(model, task)
+        case CosineLearnerConfig(scale=scale, offset=offset):
+            return CosineLearner(Network(encoder, nn.Identity()), task, scale=scale, offset=offset)
         case MatchingConfig(reads=0):
             return MatchingLearner(Network(encoder, nn.Identity()), task)
         case MatchingConfig(reads=reads):

@@ -9,6 +9,7 @@ from pipeline.errors import InputError
 from pipeline.schema import (
     ClassBalancedConfig,
     ClassificationConfig,
+    CosineLearnerConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
     CrossEntropyOfAreasConfig,
@@ -20,22 +21,30 @@ from pipeline.schema import (
     LearnedConfig,
     LinearHeadConfig,
     LossConfig,
+    MarginConfig,
+    MatchingConfig,
+    PairSquaresConfig,
     PixelCrossEntropyConfig,
     PixelLossConfig,
     PrototypeConfig,
+    RelationConfig,
     RenetConfig,
     RidgeConfig,
     RunConfig,
     SegmentationConfig,
     SquaredErrorConfig,
+    SupervisedConfig,
     UnetConfig,
+    VerificationConfig,
+    VerificationLossConfig,
 )
-from pipeline.tasks import pixel_losses
+from pipeline.tasks import pair_losses, pixel_losses
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.segmentation import Segmentation
 from pipeline.tasks.task import Task
+from pipeline.tasks.verification import Verification
 
 
 def task(config: RunConfig) -> Task:
@@ -49,15 +58,25 @@ def task(config: RunConfig) -> Task:
 def _task(config: RunConfig) -> Task:
     match config.task:
         case ClassificationConfig(loss=loss):
-            for key, ways in (("data.ways", config.data.ways), ("evaluate.ways", config.evaluate.ways)):
-                if ways == 1:
-                    raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
+            _check_ways(config)
             return Classification(_loss(loss))
         case SegmentationConfig(loss=loss):
             _check_segmentation(config)
             return Segmentation(_pixel_loss(loss))
+        case VerificationConfig(loss=loss):
+            _check_ways(config)
+            is_apart = isinstance(
+                config.learner, PrototypeConfig | CosineLearnerConfig | RelationConfig | SupervisedConfig
+            )
+            return Verification(_verification_loss(config, loss), is_apart=is_apart)
         case _ as never:
             assert_never(never)
+
+
+def _check_ways(config: RunConfig) -> None:
+    for key, ways in (("data.ways", config.data.ways), ("evaluate.ways", config.evaluate.ways)):
+        if ways == 1:
+            raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
 
 
 def _check_segmentation(config: RunConfig) -> None:
@@ -98,6 +117,24 @@ def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:
             return pixel_losses.with_areas
         case FocalConfig(gamma=gamma):
             return partial(pixel_losses.focal, gamma=gamma)
+        case _ as never:
+            assert_never(never)
+
+
+def _verification_loss(config: RunConfig, chosen: VerificationLossConfig) -> Loss:
+    match chosen:
+        case CrossEntropyConfig(smoothing=smoothing):
+            return partial(cross_entropy, smoothing=smoothing)
+        case MarginConfig(margin=margin):
+            return partial(pair_losses.margin, margin=margin)
+        case PairSquaresConfig():
+            if isinstance(config.learner, PrototypeConfig | MatchingConfig):
+                raise InputError(
+                    "task.loss.kind = pair_mse takes the sigmoid of a score for a similarity, and "
+                    f"learner.kind = {config.learner.kind} has no score above 0; "
+                    "set learner.kind = cosine, or task.loss.kind = margin"
+                )
+            return pair_losses.pair_squares
         case _ as never:
             assert_never(never)
 

@@ -14,6 +14,7 @@ from cluster.errors import SubmitError
 from pipeline.errors import InputError, RunFailed
 
 if TYPE_CHECKING:
+    from pipeline.data.root import Root
     from pipeline.seeds import Summary
 
 app = typer.Typer(
@@ -37,7 +38,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.
 def pack(
     source: Annotated[str, typer.Argument(help="folder or zip of images; '-' for layouts that draw their own")],
     dest: Annotated[Path, typer.Argument(help="folder of the packed data set")],
-    layout: Annotated[str, typer.Option(help="folder, omniglot, masks, glyphs or scenes")] = "folder",
+    layout: Annotated[str, typer.Option(help="folder, omniglot, masks, identities, glyphs or scenes")] = "folder",
     size: Annotated[int | None, typer.Option(help="make all images squares of this many pixels")] = None,
     store: Annotated[
         str, typer.Option(help="raw (arrays, one size, no decoding) or encoded (the original files)")
@@ -50,6 +51,12 @@ def pack(
     min_area: Annotated[
         float, typer.Option(help="of --layout masks: share of a picture that a class must cover to be drawn for")
     ] = 0.01,
+    pairs: Annotated[
+        Path | None, typer.Option(help="of --layout identities: CSV file with the columns fold, image_a, image_b, same")
+    ] = None,
+    fold: Annotated[
+        int | None, typer.Option(help="of --pairs: the fold whose persons are the test; --rule shares out the others")
+    ] = None,
     workers: Workers = 1,
 ) -> None:
     """Pack labelled images into tars, and index them."""
@@ -69,6 +76,8 @@ def pack(
             shard_mib=shard_mib,
             seed=seed,
             min_area=min_area,
+            pairs=pairs,
+            fold=fold,
             workers=workers,
             progress=progress,
         )
@@ -219,6 +228,12 @@ def evaluate(
     test_steps: Annotated[
         int | None, typer.Option(help="inner steps of a gradient learner; none: as configured")
     ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="judge the pairs that the data were packed with instead of episodes")
+    ] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="of --pairs: features are means over an image and its mirror image")
+    ] = False,
     workers: Workers = 1,
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     runs: Runs = Path("runs"),
@@ -233,6 +248,13 @@ def evaluate(
 
     other = root_of(data) if data else None
     asked = _named(ways=ways, shots=shots, queries=queries)
+    if mirror and not pairs:
+        raise InputError("--mirror is for --pairs; leave it out, or ask for pairs")
+    if pairs:
+        if len(targets) > 1 or asked or test_steps is not None:
+            raise InputError("--pairs judges one run, and knows no ways, shots, queries or inner steps; leave them out")
+        _pairs_told(verb.find(targets[0], runs), other, mirror=mirror, is_json=json)
+        return
     if len(targets) > 1:
         options = {"split": split, "episodes": episodes, "workers": workers}
         with counting("evaluating", "runs") as progress:
@@ -334,6 +356,21 @@ def sync(
 
     for line in report.sync(runs, run, uri):
         print(line)
+
+
+def _pairs_told(path: Path, data: Root | None, *, mirror: bool, is_json: bool) -> None:
+    """Judge pairs, keep what was found of a run's own data, and print it."""
+    import json
+
+    from pipeline import pair_protocol, report
+
+    found = pair_protocol.evaluate_pairs(path, data=data, mirror=mirror)
+    if data is None:
+        pair_protocol.keep(found)
+    if is_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        report.print_pairs(found.as_json())
 
 
 def _spread_told(summary: Summary, runs: Path, *, is_json: bool) -> None:

@@ -18,13 +18,15 @@ from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.evaluate import Subject
-from pipeline.judging import ranged, score, shown
+from pipeline.judging import examine, ranged, score, shown
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.schema import RunConfig
 from pipeline.side_by_side import one_thread
 from pipeline.spool import Spool
+from pipeline.tasks import roc
 from pipeline.tasks.segmentation import Segmentation
+from pipeline.tasks.verification import Verification, trials
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")
 RESULT_FILE = "result.json"
@@ -124,6 +126,8 @@ def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
             made.append(_draw_losses(folder / "losses.png", run, learner.task.headline))
         if isinstance(learner, GradientLearner):
             made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner, floor))
+        if isinstance(learner.task, Verification):
+            made.append(_draw_roc(folder / "roc.png", config, index, learner))
     return made
 
 
@@ -149,6 +153,19 @@ def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner)
         predict(query.inputs).argmax(-1).tolist(),
         names,
     )
+
+
+def _draw_roc(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
+    """How well scores of the first test episodes tell persons apart, in the mode by which checkpoints are chosen."""
+    from pipeline.pictures import roc_picture
+
+    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
+    bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
+    episodes = frozen(sampler, reader, range(min(CURVE_EPISODES, config.evaluate.episodes)))
+    tallies = torch.stack([examine(learner, bring(plain), mode=mode).tally for _, plain in episodes])
+    shape = build.evaluation_shape(config)
+    title = f"{len(tallies)} episodes of {shape.ways} ways and {shape.shots} shots, {mode.value}"
+    return roc_picture(path, roc.curve_of(trials(tallies)), title=title)
 
 
 def _draw_losses(path: Path, run: Path, metric: str) -> Path:

@@ -15,7 +15,7 @@ from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.models.network import Network
 from pipeline.models.norm import Given, Running
-from pipeline.schema import ClassificationConfig, FeaturesConfig, FilmConfig, RunConfig
+from pipeline.schema import ClassificationConfig, FeaturesConfig, FilmConfig, RunConfig, VerificationConfig
 from pipeline.start import begin
 
 
@@ -42,15 +42,16 @@ class Known(NamedTuple):
     sha256: str
 
 
-def frozen_encoder(config: RunConfig, index: Index, path: Path) -> Known:
+def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "embed") -> Known:
     """The encoder of a config, built for the images of `index`, with the values of a run, a checkpoint or a .safetensors file.
+    `key` is what the user asked for it by.
 
     Raises:
         InputError: it has no encoder of its own, or one whose features depend on other samples; or the values do not fit.
     """
     if isinstance(config.model, FeaturesConfig):
         raise InputError(f"{path}: has no encoder, only what was learned on features; name the run of the encoder")
-    if not isinstance(config.task, ClassificationConfig):
+    if not isinstance(config.task, ClassificationConfig | VerificationConfig):
         raise InputError(
             f"{path}: task.kind = {config.task.kind} has features of pixels, not of images; name a run of classification"
         )
@@ -59,7 +60,7 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path) -> Known:
             f"{path}: the encoder of learner.kind = film is another one for every support; name a run of another learner"
         )
     made = Frozen(encoder(config, index))
-    begin(made, path, needs_statistics=True, key="embed")
+    begin(made, path, needs_statistics=True, key=key)
     made = made.double() if config.meta.precision == "float64" else made
     height, width, channels = index.shape(0)
     size = [config.data.size or height, config.data.size or width, channels]

@@ -137,6 +137,27 @@ def adaptation_curve(
     return _save(figure, path)
 
 
+def roc_picture(path: Path, curve: tuple[Sequence[float], Sequence[float]], *, title: str) -> Path:
+    """A receiver operating characteristic: false and true acceptance rates (0…1), the former on a logarithmic scale.
+
+    The dashed line has as many false acceptances as false rejections.
+    """
+    far, tar = (np.asarray(side, float) for side in curve)
+    figure, (axes,) = _figure(6.4, 4.4, rows=1)
+    lowest = max(1e-5, min(1e-2, float(far[far > 0].min(initial=1))))
+    line = np.geomspace(lowest, 1, 200)
+    axes.plot(100 * line, 100 * (1 - line), color=GREY, linestyle="--", linewidth=1.2, label="equal errors")
+    axes.step(100 * np.maximum(far, lowest), 100 * tar, where="post", color=BLUE, linewidth=1.8, label="accepted")
+    axes.set_xscale("log")
+    axes.set_xlim(100 * lowest, 100)
+    axes.set_ylim(0, 101)
+    axes.set_xlabel("impostors that are accepted (%)")
+    axes.set_ylabel("genuine pairs that are accepted (%)")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(frameon=False, fontsize=9, loc="center left")
+    return _save(figure, path)
+
+
 def loss_curve(
     path: Path,
     steps: Sequence[int],

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
 from pipeline.data import pack as packing
+from pipeline.data import pairs as pairing
 from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
 from pipeline.data.importers.folder import folder
 from pipeline.data.importers.glyphs import glyphs
+from pipeline.data.importers.identities import identities
 from pipeline.data.importers.masks import MIN_AREA, masks
 from pipeline.data.importers.omniglot import omniglot
 from pipeline.data.importers.scenes import scenes
@@ -25,9 +27,11 @@ from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
 from pipeline.session import connected
 
-LAYOUTS = ("folder", "omniglot", "masks", "glyphs", "scenes")
+LAYOUTS = ("folder", "omniglot", "masks", "identities", "glyphs", "scenes")
 STORES = ("raw", "encoded")
 CLASS_FIELD = "class"
+OTHERS_RULE = "train=0.9,val=0.1"
+"""How the persons are split that do not occur in the fold that is held out."""
 GLYPH_PIXELS, SCENE_PIXELS = 28, 64
 _RECEIPT = "pack.json"
 
@@ -52,26 +56,32 @@ def pack(
     shard_mib: int = 64,
     seed: int = 0,
     min_area: float = MIN_AREA,
+    pairs: Path | None = None,
+    fold: int | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Index:
     """Pack images into tars of about `shard_mib` MiB under `dest`, index them, and open the index.
 
-    `layout` says how `source` is read: "folder", "omniglot", "masks" (with `min_area`, see there), "glyphs" or "scenes" (the
-    last two are drawn, `source` is not read). `size` makes all
+    `layout` says how `source` is read: "folder", "omniglot", "masks" (with `min_area`, see there), "identities" (with `pairs`,
+    see there), "glyphs" or "scenes" (the last two are drawn, `source` is not read). `size` makes all
     images (size, size) pixels, `channels` (1 or 3) all grey or colour. Splits come from `splits` (a folder of text
-    files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. The same call
+    files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. With `fold` the
+    classes in the pairs of that fold are the split "test", and `rule` shares out the others. The same call
     started again after a stop keeps the finished tars. `progress(done, total)` counts tars. With `workers` > 1 tars are
     Ray tasks, and `dest` must be a path that all nodes share. Raises `InputError` for anything the user can mend.
     """
     _check_options(layout, store, size, channels, shard_mib, workers)
     dest = Path(dest).absolute()
-    data = _import(source, layout, size, seed, min_area)
+    data = _import(source, layout, size, seed, min_area, pairs)
     for note in data.notes:
         print(f"note: {source}: {note}", file=sys.stderr)
     packing.check(data)
     class_names = sorted({sample.label for sample in data.samples})
-    chosen, origin = _splits(class_names, splits, rule, seed, data.splits)
+    if fold is None:
+        chosen, origin = _splits(class_names, splits, rule, seed, data.splits, data.unsplit)
+    else:
+        chosen, origin = _held_out(data, fold, splits, rule, seed)
     form = {"store": store, "size": size, "channels": channels}
     mean = packing.mean_bytes(data.samples, **form)
     shards = packing.plan(data, shard_bytes=shard_mib << 20, sample_bytes=mean, seed=seed)
@@ -83,7 +93,8 @@ def pack(
     except InputError:
         _release(dest)
         raise
-    return merge(dest, fragments(dest, names, CLASS_FIELD), name=data.name, splits=chosen, origin=origin)
+    found = fragments(dest, names, CLASS_FIELD)
+    return merge(dest, found, name=data.name, splits=chosen, origin=origin, pairs=data.pairs)
 
 
 def index(
@@ -109,7 +120,7 @@ def index(
     names = [str(path) if out else str(path.relative_to(root)) for path in paths]
     if splits is None and rule is None:
         raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
-    _refuse_features(root)
+    _refuse_others(root)
     _make_folder(root)
     results = _each(fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
     if faults := [fault for found in results for fault in found]:
@@ -172,7 +183,9 @@ def _check_workers(workers: int) -> None:
         raise InputError(f"--workers {workers} is less than 1")
 
 
-def _import(source: str, layout: str, size: int | None, seed: int, min_area: float) -> Source:
+def _import(source: str, layout: str, size: int | None, seed: int, min_area: float, pairs: Path | None) -> Source:
+    if pairs is not None and layout != "identities":
+        raise InputError(f"--pairs {pairs} is for --layout identities; leave it out, or choose that layout")
     match layout:
         case "folder":
             return folder(source)
@@ -180,6 +193,8 @@ def _import(source: str, layout: str, size: int | None, seed: int, min_area: flo
             return omniglot(source)
         case "masks":
             return masks(source, min_area=min_area)
+        case "identities":
+            return identities(source, pairs=pairs)
         case "scenes":
             return scenes(size=size or SCENE_PIXELS, seed=seed)
         case _:
@@ -187,9 +202,15 @@ def _import(source: str, layout: str, size: int | None, seed: int, min_area: flo
 
 
 def _splits(
-    class_names: Sequence[str], files: Path | None, rule: str | None, seed: int, own: splitting.Splits
+    class_names: Sequence[str],
+    files: Path | None,
+    rule: str | None,
+    seed: int,
+    own: splitting.Splits,
+    unsplit: Set[str] = frozenset(),
 ) -> tuple[splitting.Splits, Mapping[str, object]]:
-    """Classes by split, checked, and where they come from."""
+    """Classes by split, checked, and where they come from; `unsplit` are in none."""
+    class_names = [name for name in class_names if name not in unsplit]
     match files, rule:
         case None, None if not own:
             raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
@@ -202,8 +223,34 @@ def _splits(
             chosen, origin, where = splitting.read_files(files), {"splits": "files"}, str(files)
         case _:
             raise InputError(f"--splits {files} and --rule {rule} exclude each other; give one of them")
+    for split, names in chosen.items():
+        if lonely := sorted(unsplit & set(names)):
+            raise InputError(
+                f"{where}: split {split!r} lists {lonely[0]!r}, of whom there is one image, and an episode needs a support and a "
+                "query; bring another image or take the name out"
+            )
     splitting.check(chosen, class_names, where)
     return chosen, origin
+
+
+def _held_out(
+    data: Source, fold: int, files: Path | None, rule: str | None, seed: int
+) -> tuple[splitting.Splits, Mapping[str, object]]:
+    """Classes by split where those in the pairs of a fold are the test, and where they come from."""
+    if not data.pairs:
+        raise InputError(f"--fold {fold}: there are no pairs that would have folds; give --pairs FILE too")
+    if files is not None:
+        raise InputError(f"--splits {files} with --fold {fold}, which says what is held out; give one of them")
+    labels = {sample.key: sample.label for sample in data.samples}
+    held, rule = pairing.held_out(data.pairs, labels, fold), rule or OTHERS_RULE
+    if pairing.TEST in splitting.parse_rule(rule):
+        raise InputError(
+            f"--rule {rule} with --fold {fold}: the fold is the split {pairing.TEST!r}; name the others alone"
+        )
+    episodic = set(labels.values()) - data.unsplit
+    chosen = {**splitting.by_rule(rule, sorted(episodic - held), seed=seed), pairing.TEST: sorted(episodic & held)}
+    splitting.check(chosen, sorted(episodic), f"fold {fold}")
+    return chosen, {"splits": "pairs", "fold": fold, "rule": rule, "seed": seed}
 
 
 def claim(dest: Path, identity: str) -> None:
@@ -232,13 +279,16 @@ def _release(dest: Path) -> None:
         receipt.unlink()
 
 
-def _refuse_features(root: Path) -> None:
-    """Tars do not say whose features they hold: an index made of them alone would take these for images."""
+def _refuse_others(root: Path) -> None:
+    """Tars do not say whose features they hold, so that an index made of them alone would take these for images; nor what pairs
+    there are of their images."""
     try:
-        encoder = Index.without_shards(root).encoder
+        known = Index.without_shards(root)
     except InputError:
         return
-    if encoder:
+    if pairing.are_in(known):
+        raise InputError(f"{root}: holds pairs, of which tars say nothing; run metashard pack again")
+    if known.encoder:
         raise InputError(f"{root}: holds features, whose index metashard embed makes; run that again")
 
 

@@ -185,6 +185,20 @@ def print_seeds(result: Mapping[str, Any]) -> None:
         print(f"seed {run['seed']}: {run['run']} {run['checkpoint']}")
 
 
+def print_pairs(result: Mapping[str, Any]) -> None:
+    """A table of what `pair_protocol.Evaluated.as_json` gives."""
+    mirrored = ", features of an image and its mirror image" if result["mirror"] else ""
+    print(f"{result['pairs']} pairs by {result['score']}{mirrored}; thresholds from {result['threshold_from']}")
+    table = Table("checkpoint", "metric", "mean ± 95 % over persons", box=box.SIMPLE_HEAD)
+    for metric, found in result.items():
+        if isinstance(found, Mapping):
+            table.add_row(result["checkpoint"], metric, ranged(metric, found))
+    _print(table)
+    for fold in result["folds"]:
+        share = f"{100 * fold['accuracy']:.2f} % of {fold['pairs']} pairs"
+        print(f"fold {fold['fold']}: {share} right at {fold['threshold']:.4g}")
+
+
 def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:

@@ -176,7 +176,32 @@ class ClassificationConfig(Config):
     """Of support and query alike."""
 
 
-TaskConfig = Annotated[ClassificationConfig | SegmentationConfig, Field(discriminator="kind")]
+class MarginConfig(Config):
+    """Cross-entropy in which the true class has to win by a margin (AM-Softmax)."""
+
+    kind: Literal["margin"] = "margin"
+    margin: PositiveFloat = 3.0
+    """In units of scores: with cosines, what papers give times the scale."""
+
+
+class PairSquaresConfig(Config):
+    """Squared distance of the similarity of every pair of a query and a class to 1 or 0."""
+
+    kind: Literal["pair_mse"] = "pair_mse"
+
+
+VerificationLossConfig = Annotated[CrossEntropyConfig | MarginConfig | PairSquaresConfig, Field(discriminator="kind")]
+
+
+class VerificationConfig(Config):
+    """Whether two images are of one class, and of which of the known ones a third is, if any: persons, as a rule."""
+
+    kind: Literal["verification"] = "verification"
+    loss: VerificationLossConfig = CrossEntropyConfig()
+    """Of support and query alike."""
+
+
+TaskConfig = Annotated[ClassificationConfig | SegmentationConfig | VerificationConfig, Field(discriminator="kind")]
 
 
 NormName = Literal["batch", "batch_per_step", "group", "layer"]
@@ -509,6 +534,16 @@ class PrototypeConfig(EmbeddingConfig):
     """In segmentation: weight of the loss by which the queries, as they were labelled, segment the support."""
 
 
+class CosineLearnerConfig(EmbeddingConfig):
+    """Cosines with the mean direction of a class, a learned scale and a learned offset (GE2E)."""
+
+    kind: Literal["cosine"] = "cosine"
+    scale: PositiveFloat = 10.0
+    """Where the learned scale of the cosines starts."""
+    offset: FiniteFloat = -5.0
+    """Where the learned offset starts, which only task.loss.kind = pair_mse moves."""
+
+
 class MatchingConfig(EmbeddingConfig):
     """Matching networks."""
 
@@ -620,6 +655,7 @@ class LeoConfig(Config):
 LearnerConfig = Annotated[
     GradientConfig
     | PrototypeConfig
+    | CosineLearnerConfig
     | MatchingConfig
     | RelationConfig
     | RidgeConfig

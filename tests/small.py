@@ -20,7 +20,13 @@ from pipeline.learners.initials import Context, Fresh, Learned, Prototypes
 from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
 from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
+from pipeline.learners.metric import (
+    ContextualMatchingLearner,
+    CosineLearner,
+    MatchingLearner,
+    PrototypeLearner,
+    RelationLearner,
+)
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.conv4 import Conv4
@@ -266,6 +272,7 @@ LEARNERS = {
     "matching-full": lambda: ContextualMatchingLearner(
         network(prototype=True), Classification(), FullContext(6, steps=3)
     ).double(),
+    "cosine": lambda: CosineLearner(network(prototype=True), Classification(), scale=5.0, offset=-1.0).double(),
     "relation": relation,
     "relation-task-loss": lambda: relation(loss="task"),
     "ridge": lambda: RidgeLearner(network(prototype=True), Classification(), penalty=0.5, scale=3.0).double(),

@@ -67,6 +67,11 @@ def test_embedding_compares_images_and_features(said):
     assert said("embedding.py").count("features are") == 2
 
 
+def test_faces_gives_what_needs_no_training(said, glyphs_root):
+    printed = said("faces.py", str(glyphs_root), "--ways", "5")
+    assert printed.count("whitened") == 3 and "\npixels " in printed
+
+
 def test_the_table_of_results_has_a_row_for_every_cell_that_is_done(tmp_path, monkeypatch, capsys):
     score = {"mean": 0.5, "interval": 0.01}
     row = {"test": {"inductive": {"accuracy": score}, "transductive": {"accuracy": score}}, "seconds": 3, "peak_mib": 1}

@@ -25,6 +25,7 @@ LAYERS = {
         "conclude",
         "prepare",
         "embed",
+        "pair_protocol",
         "train",
         "report",
         "watch",

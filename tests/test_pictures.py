@@ -87,6 +87,12 @@ def test_curves(tmp_path):
     assert size(a)[1] == 600 and size(b)[1] > size(c)[1]
 
 
+@pytest.mark.parametrize("far", [[0, 0.001, 0.5, 1], [0, 1], [0, 1e-7, 1]])
+def test_a_receiver_operating_characteristic(tmp_path, far):
+    path = pictures.roc_picture(tmp_path / "a.png", (far, np.linspace(0, 1, len(far))), title="pairs")
+    assert size(path) == (960, 660)
+
+
 def test_differences_of_any_number_of_runs_and_panels(tmp_path):
     names = ["run-with-a-long-name-" * 4 + "x", *CLASSES]
     rows = [(0.0, 0.0), (0.01, 0.004), (-0.1, 0.02), (0.001, 0.01), (math.nan, math.nan)]

@@ -42,9 +42,9 @@ class Index:
     """An opened index; every accessor is O(1) and copies nothing. Open it with `Index.open`.
 
     `splits` gives sorted int32 class ids by split name; `counts` int64 samples per class; `shard_of` the int32 shard
-    number of every row; `pictures` the uint32 number of the picture that a row shows, where several rows may show one (0: it
-    alone), None where none do. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image files). `encoder` is the
-    sha256 of the encoder whose features these are, empty for images.
+    number of every row, `class_of` its int32 class id; `pictures` the uint32 number of what a row shows, where several
+    rows may show one (0: it alone), None where none do. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image
+    files). `encoder` is the sha256 of the encoder whose features these are, empty for images.
     """
 
     def __init__(self, root: Root, folder: Folder, manifest: dict, tables: Mapping[str, pa.Table]):
@@ -60,6 +60,7 @@ class Index:
         samples, postings, classes = (tables[name] for name in TABLES)
         self._keys = samples["key"].chunk(0)
         self.shard_of = _view(samples, "shard")
+        self.class_of = _view(samples, "class")
         self._shapes = [_view(samples, axis) for axis in ("height", "width", "channels")]
         self._members = {
             role: tuple(_view(samples, f"{role}_{part}") for part in ("offset", "size", "crc"))
@@ -120,7 +121,7 @@ class Index:
         return self._folder.tar(self.shards[shard])
 
     def table_content(self, name: str) -> pa.NativeFile:
-        """The file of one of `TABLES`."""
+        """The file of one of `TABLES`, or of what the manifest names beside them."""
         return self._folder.mapped(f"{FOLDER}/{name}.arrow", self.manifest["files"][name])
 
     def postings(self, class_id: int) -> np.ndarray:

@@ -21,7 +21,10 @@ import pyarrow.compute as pc
 
 from pipeline.data.folder import ShardInfo
 from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, fingerprint
+from pipeline.data.pairs import TABLE as PAIRS
+from pipeline.data.pairs import table_of
 from pipeline.data.scan import MEMBER_FIELDS, SCHEMA, Scan
+from pipeline.data.source import Pair
 from pipeline.data.splits import Splits, check
 from pipeline.errors import InputError
 
@@ -101,12 +104,19 @@ def _faults(fragments: Sequence[Fragment], table: pa.Table, shard_of: np.ndarray
 
 
 def merge(
-    root: Path, fragments: Sequence[Fragment], *, name: str, splits: Splits, origin: Mapping[str, object]
+    root: Path,
+    fragments: Sequence[Fragment],
+    *,
+    name: str,
+    splits: Splits,
+    origin: Mapping[str, object],
+    pairs: Sequence[Pair] = (),
 ) -> Index:
     """Write the index of these tars under `root` and open it.
 
-    `origin` tells where the splits came from and is stored. Raises `InputError` for what `across` finds and for splits
-    that do not fit the classes. Peak memory is a few times the index's own size (some 100 bytes per sample).
+    `origin` tells where the splits came from and is stored, as are `pairs` of its samples.
+    Raises `InputError` for what `across` finds and for splits that do not fit the
+    classes. Peak memory is a few times the index's own size (some 100 bytes per sample).
     """
     table, shard_of = _sorted(fragments)
     if faults := _faults(fragments, table, shard_of):
@@ -121,7 +131,9 @@ def merge(
         absent.append("picture")
     samples = table.drop_columns(["label", *absent])
     samples = samples.append_column("class", pa.array(class_of)).append_column("shard", pa.array(shard_of))
-    tables = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))
+    tables: dict[str, pa.Table] = dict(zip(TABLES, (samples, *_classes(class_of, names, splits)), strict=True))
+    if pairs:
+        tables[PAIRS] = table_of(pairs, table["key"])
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     files = {kind: _write_table(folder / f"{kind}.arrow", part) for kind, part in tables.items()}

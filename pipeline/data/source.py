@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,17 +32,29 @@ class Sample:
     meta: Callable[[], Mapping] = dict
 
 
+class Pair(NamedTuple):
+    """Two samples, by key, that are compared: whether they are of one class, and the fold in which they are judged."""
+
+    fold: int
+    a: str
+    b: str
+    same: bool
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as its importer found it: samples in any order; class names by split, if its layout has splits.
 
-    `notes` say what was left out, in a sentence each.
+    `notes` say what was left out, in a sentence each. `pairs` are what its samples are compared in; classes that are `unsplit`
+    have too few samples for an episode: where there are any of them, it is for the sake of pairs alone.
     """
 
     name: str
     samples: Sequence[Sample]
     splits: Mapping[str, Sequence[str]]
     notes: Sequence[str] = ()
+    pairs: Sequence[Pair] = ()
+    unsplit: frozenset[str] = frozenset()
 
 
 def keys_of(paths: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.index import FOLDER, TABLES, Index
+from pipeline.data import pairs
+from pipeline.data.index import FOLDER, Index
 from pipeline.data.merge import across, fragment_of
 from pipeline.data.scan import scan
 from pipeline.data.shards import Shards
@@ -20,11 +21,13 @@ LISTED = 20
 
 def index_faults(index: Index, *, samples_per_class: int) -> Iterator[str]:
     """A line for everything wrong with the index itself, without reading a shard."""
-    for name in TABLES:
+    for name in index.manifest["files"]:
         with index.table_content(name) as file:
             if hashlib.sha256(file.read_buffer()).hexdigest() != index.manifest["files"][name]["sha256"]:
                 place = index.root / f"{FOLDER}/{name}.arrow"
                 yield f"{place}: bytes changed since it was written; run metashard index again"
+    if pairs.are_in(index):
+        yield from pairs.faults(index)
     if isinstance(index.root, Path):
         yield from _not_indexed(index, index.root)
     for split, classes in index.splits.items():

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from pipeline.learners.embedding import Decide, EmbeddingLearner
 from pipeline.models.full_context import FullContext
-from pipeline.models.heads import directions
+from pipeline.models.heads import cosine_logits, directions
 from pipeline.models.norm import Normalise
 from pipeline.models.relation import Relation
 from pipeline.tasks.losses import memberships
@@ -41,6 +41,23 @@ class PrototypeLearner(EmbeddingLearner):
     def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
         prototypes = class_means(support, labels, ways)
         return lambda query: -squared_distance(query, prototypes)
+
+
+@final
+class CosineLearner(EmbeddingLearner):
+    """w · cos + b of a query and the direction of a class, w and b learned (Wan et al. 2018, "GE2E", equation 5).
+
+    The direction of a class is that of its samples' mean direction. b changes no softmax; it makes the sigmoid of a score the
+    chance that two images are of one class, where the loss asks for it.
+    """
+
+    def __init__(self, model: nn.Module, task: Task, *, scale: float, offset: float):
+        super().__init__(model, task)
+        self.scale, self.offset = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(offset))
+
+    def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
+        weight = imprinted(support, labels, ways)
+        return lambda query: cosine_logits(query, weight, self.scale) + self.offset
 
 
 def attended(queries: Tensor, support: Tensor, labels: Tensor, ways: int) -> Tensor:

@@ -29,17 +29,7 @@ def folder(path: str | Path) -> Source:
     image outside every class folder, and a kind of image that cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        stored, read = _walk(path), partial(_read_file, str(path))
-    elif path.is_file():
-        stored, read = zip_names(path), partial(read_zip, str(path))
-    else:
-        raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
-    stored = sorted(name for name in stored if _is_image(name, path))
-    names = dict(zip(stored if path.is_dir() else _without_top(stored), stored, strict=True))
-    for shown in names:
-        if "/" not in shown:
-            raise InputError(f"{path}: image {shown!r} lies in no class folder; move it into one")
+    names, read = images_of(path)
     tops = {shown.split("/")[0] for shown in names}
     has_splits = bool(tops) and tops.issubset(SPLIT_FOLDERS) and all(shown.count("/") > 1 for shown in names)
     samples, splits = [], {}
@@ -51,6 +41,25 @@ def folder(path: str | Path) -> Source:
         samples.append(sample(key, label, partial(read, name), shown))
     ordered = {split: list(splits[split]) for split in SPLIT_FOLDERS if split in splits}
     return Source(path.stem, samples, ordered)
+
+
+def images_of(path: Path) -> tuple[dict[str, str], partial[bytes]]:
+    """The images of a folder or zip of class folders, by `class/file` the name by which what comes second reads them.
+
+    Raises `InputError` as `folder`.
+    """
+    if path.is_dir():
+        stored, read = _walk(path), partial(_read_file, str(path))
+    elif path.is_file():
+        stored, read = zip_names(path), partial(read_zip, str(path))
+    else:
+        raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
+    stored = sorted(name for name in stored if _is_image(name, path))
+    names = dict(zip(stored if path.is_dir() else _without_top(stored), stored, strict=True))
+    for shown in names:
+        if "/" not in shown:
+            raise InputError(f"{path}: image {shown!r} lies in no class folder; move it into one")
+    return names, read
 
 
 def sample(key: str, label: str, read: partial[bytes], name: str) -> Sample:
