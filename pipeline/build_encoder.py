@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, assert_never
+from typing import assert_never
 
 from torch import nn
 
@@ -19,6 +19,7 @@ from pipeline.models.unet import Unet
 from pipeline.models.vit import Vit
 from pipeline.schema import (
     Conv4Config,
+    DetectionConfig,
     FeaturesConfig,
     GradientConfig,
     ResNet12Config,
@@ -83,27 +84,43 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
             return Rnn(inputs=channels * size, width=units, layers=layers, bidirectional=bidirectional)
         case TimmConfig(name=name):
             return Foreign(_timm(name, channels), channels=channels, size=size)
-        case UnetConfig(width=width, depth=depth, downsample=downsample, norm=norm):
-            return _unet(
-                config, size, channels=channels, width=width, depth=depth, downsample=downsample, norm=norm, steps=steps
-            )
+        case UnetConfig():
+            return _unet(config, chosen, size, channels, steps)
         case FeaturesConfig():
             return Features(channels=channels, side=size, encoder=index.encoder)
         case _ as never:
             assert_never(never)
 
 
-def _unet(config: RunConfig, size: int, *, depth: int, **options: Any) -> Unet:
-    if not isinstance(config.task, SegmentationConfig):
+def _unet(config: RunConfig, chosen: UnetConfig, size: int, channels: int, steps: int) -> Unet:
+    if not isinstance(config.task, SegmentationConfig | DetectionConfig):
         raise InputError(
-            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation, or another model.kind"
+            "model.kind = unet gives features of pixels, not of images; set task.kind = segmentation or detection, or another "
+            "model.kind"
+        )
+    if isinstance(config.task, SegmentationConfig) and chosen.stride > 1:
+        raise InputError(
+            f"model.stride = {chosen.stride} is for task.kind = detection: masks have every pixel; set it to 1"
+        )
+    depth = chosen.depth
+    if chosen.stride > 2**depth:
+        raise InputError(
+            f"model.stride = {chosen.stride} is more than model.depth = {depth} halvings make; lower the one or raise the other"
         )
     if size % 2**depth:
         nearest = max(1, round(size / 2**depth)) * 2**depth
         raise InputError(
             f"images of {size} pixels cannot be halved model.depth = {depth} times; set data.size = {nearest}, or a smaller depth"
         )
-    return Unet(depth=depth, **options)
+    return Unet(
+        channels=channels,
+        width=chosen.width,
+        depth=depth,
+        downsample=chosen.downsample,
+        norm=chosen.norm,
+        steps=steps,
+        stride=chosen.stride,
+    )
 
 
 def _timm(name: str, channels: int) -> nn.Module:

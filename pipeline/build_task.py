@@ -11,6 +11,7 @@ from pipeline.schema import (
     ClassificationConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
+    DetectionConfig,
     DiceConfig,
     FocalConfig,
     FreshConfig,
@@ -28,6 +29,7 @@ from pipeline.schema import (
 )
 from pipeline.tasks import pixel_losses
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.detection import Detection
 from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.segmentation import Segmentation
@@ -50,18 +52,25 @@ def _task(config: RunConfig) -> Task:
                     raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
             return Classification(_loss(loss))
         case SegmentationConfig(loss=loss):
-            _check_segmentation(config)
+            _check_dense(config)
             return Segmentation(_pixel_loss(loss))
+        case DetectionConfig(box_weight=box_weight):
+            _check_dense(config)
+            if isinstance(config.learner, PrototypeConfig) and config.learner.align:
+                raise InputError(
+                    f"learner.align = {config.learner.align:g} is for task.kind = segmentation; leave it out"
+                )
+            return Detection(box_weight=box_weight)
         case _ as never:
             assert_never(never)
 
 
-def _check_segmentation(config: RunConfig) -> None:
+def _check_dense(config: RunConfig) -> None:
     """What of a config is for classification alone."""
-    chosen, learner = config.model, config.learner
+    chosen, learner, kind = config.model, config.learner, config.task.kind
     if not isinstance(chosen, UnetConfig):
         raise InputError(
-            f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
+            f"task.kind = {kind} needs features of every pixel, and model.kind = {chosen.kind} gives none; "
             "set model.kind = unet"
         )
     if not isinstance(learner, GradientConfig | PrototypeConfig):
@@ -72,7 +81,7 @@ def _check_segmentation(config: RunConfig) -> None:
         isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
     ):
         raise InputError(
-            "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
+            f"task.kind = {kind} has a linear head that starts learned or fresh; set learner.head.kind = linear and "
             "learner.initial.kind = learned or fresh"
         )
     if isinstance(learner, PrototypeConfig) and learner.backward:

@@ -12,11 +12,14 @@ from typing import TypeVar
 from pipeline.data import pack as packing
 from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
+from pipeline.data.importers.coco import coco
 from pipeline.data.importers.folder import folder
 from pipeline.data.importers.glyphs import glyphs
+from pipeline.data.importers.logos import logos
 from pipeline.data.importers.masks import MIN_AREA, masks
 from pipeline.data.importers.omniglot import omniglot
 from pipeline.data.importers.scenes import scenes
+from pipeline.data.importers.voc import voc
 from pipeline.data.index import Index
 from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
 from pipeline.data.root import Root, root_of
@@ -25,7 +28,7 @@ from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
 from pipeline.session import connected
 
-LAYOUTS = ("folder", "omniglot", "masks", "glyphs", "scenes")
+LAYOUTS = ("folder", "omniglot", "masks", "glyphs", "scenes", "coco", "voc", "logos")
 STORES = ("raw", "encoded")
 CLASS_FIELD = "class"
 GLYPH_PIXELS, SCENE_PIXELS = 28, 64
@@ -51,16 +54,16 @@ def pack(
     rule: str | None = None,
     shard_mib: int = 64,
     seed: int = 0,
-    min_area: float = MIN_AREA,
+    min_area: float | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Index:
     """Pack images into tars of about `shard_mib` MiB under `dest`, index them, and open the index.
 
-    `layout` says how `source` is read: "folder", "omniglot", "masks" (with `min_area`, see there), "glyphs" or "scenes" (the
-    last two are drawn, `source` is not read). `size` makes all
-    images (size, size) pixels, `channels` (1 or 3) all grey or colour. Splits come from `splits` (a folder of text
-    files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. The same call
+    `layout` says how `source` is read: "folder", "omniglot", "masks", "coco", "voc", "logos", "glyphs" or "scenes" (the last
+    two are drawn, `source` is not read). `min_area` is of "masks" (1 % if not said) and the three with boxes (0), see there.
+    `size` makes all images (size, size) pixels, `channels` (1 or 3) all grey or colour. Splits come from `splits` (a folder of
+    text files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash), else from the layout. The same call
     started again after a stop keeps the finished tars. `progress(done, total)` counts tars. With `workers` > 1 tars are
     Ray tasks, and `dest` must be a path that all nodes share. Raises `InputError` for anything the user can mend.
     """
@@ -172,14 +175,20 @@ def _check_workers(workers: int) -> None:
         raise InputError(f"--workers {workers} is less than 1")
 
 
-def _import(source: str, layout: str, size: int | None, seed: int, min_area: float) -> Source:
+def _import(source: str, layout: str, size: int | None, seed: int, min_area: float | None) -> Source:
     match layout:
         case "folder":
             return folder(source)
         case "omniglot":
             return omniglot(source)
         case "masks":
-            return masks(source, min_area=min_area)
+            return masks(source, min_area=MIN_AREA if min_area is None else min_area)
+        case "coco":
+            return coco(source, min_area=min_area or 0.0)
+        case "voc":
+            return voc(source, min_area=min_area or 0.0)
+        case "logos":
+            return logos(source, min_area=min_area or 0.0)
         case "scenes":
             return scenes(size=size or SCENE_PIXELS, seed=seed)
         case _:

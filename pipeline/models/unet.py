@@ -33,7 +33,8 @@ class Unet(nn.Module):
 
     A level is one convolution on the way down and one on the way up, the lowest has two; the width doubles at each level. Going
     up, pixels are repeated: no transposed convolution, whose gradients cross a checkerboard. `downsample` as in conv4.
-    The sides of images divide by 2^depth. Initial values are torch's own.
+    The sides of images divide by 2^depth. With a `stride` the way up ends where so many pixels of the image are one of the
+    map. Initial values are torch's own.
     """
 
     def __init__(
@@ -45,32 +46,34 @@ class Unet(nn.Module):
         downsample: Literal["stride", "max_pool"],
         norm: NormKind = "batch",
         steps: int = 0,
+        stride: Literal[1, 2, 4, 8] = 1,
     ):
         super().__init__()
         widths = [width * min(2**level, WIDEST) for level in range(depth + 1)]
         self.pools = downsample == "max_pool"
-        stride = 1 if self.pools else 2
+        step, last = 1 if self.pools else 2, stride.bit_length() - 1
+        assert last <= depth
         self.first = Block("first", channels, width, 1, norm, steps)
         self.down = nn.ModuleList(
-            Block(f"down{level}", widths[level], widths[level + 1], stride, norm, steps) for level in range(depth)
+            Block(f"down{level}", widths[level], widths[level + 1], step, norm, steps) for level in range(depth)
         )
         self.bottom = Block("bottom", widths[-1], widths[-1], 1, norm, steps)
         self.up = nn.ModuleList(
             Block(f"up{level}", widths[level + 1] + widths[level], widths[level], 1, norm, steps)
-            for level in reversed(range(depth))
+            for level in reversed(range(last, depth))
         )
-        self.features = width
+        self.features = widths[last]
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
-        """(samples, channels, height, width) -> (samples, features, height, width)"""
+        """(samples, channels, height, width) -> (samples, features, height / stride, width / stride)"""
         x = self.first(images, normalise)
         seen = []
         for block in self.down:
             seen.append(x)
             x = block(F.max_pool2d(x, 2) if self.pools else x, normalise)
         x = self.bottom(x, normalise)
-        for block, beside in zip(self.up, reversed(seen), strict=True):
+        for block, beside in zip(self.up, reversed(seen), strict=False):
             x = block(torch.cat([_doubled(x), beside], 1), normalise)
         return x
 
