@@ -24,10 +24,11 @@ class PrototypeDetector(EmbeddingLearner):
     """A dense detector whose classes are the mean embeddings of the support's objects (RepMet starts from such means of
     regions; Karlinsky et al. 2019, section 3).
 
-    The score of class w at a cell is o − s · (1 − cos(e, p_w)): e is the cell's embedding, a linear map of its features; p_w the mean
-    of those of the support at the centres of its objects, weighted by the objects' Gaussians; o says how much the cell looks
-    like the centre of any object, which is the ground's share in the score. o and the sides of the box are told by one head
-    for all classes, which an episode does not change (the class-agnostic half of TFA; Wang et al. 2020, section 3.2).
+    The score of class w at a cell is o − s · (1 − cos(e, p_w)): e is the cell's embedding, a linear map of its features; p_w
+    the mean of those of the support at the centres of its objects, weighted by the objects' Gaussians; o says how much the
+    cell looks like the centre of any object, which is the ground's share in the score. o and the sides of the box are told
+    by one head for all classes, which an episode does not change (the class-agnostic half of TFA; Wang et al. 2020, section
+    3.2).
     """
 
     def __init__(self, model: nn.Module, task: Task, *, features: int):

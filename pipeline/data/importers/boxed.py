@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -126,7 +125,7 @@ def size_of(path: Path) -> tuple[int, int]:
         InputError: it is no image of a known format, or has too many pixels.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.size
     except Exception as error:  # Pillow's parsers raise whatever they stumble over
         reason = " ".join(str(error).split())

@@ -23,6 +23,9 @@ UNTOLD = "images have no annotation and are left out"
 STRAY = "annotations are of images that the file does not list and are left out"
 BROKEN = "outlines are broken: their boxes stay, their masks do not look at them"
 
+FARTHEST = 1e5
+"""Largest coordinate of an outline: the code that draws it takes memory by its length."""
+
 
 class Outlined(NamedTuple):
     """An object with its outline as COCO writes it: polygons, run lengths, or none."""
@@ -58,9 +61,9 @@ def coco(path: str | Path, *, min_area: float = 0.0) -> Source:
             found[int(annotation["image_id"])].append(_object(annotation, names, f"{file}: annotation {number}"))
         sizes = {key: (int(image["width"]), int(image["height"])) for key, image in listed.items()}
         files = {key: inside(folder, str(image["file_name"])) for key, image in listed.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{file}: is no COCO annotation ({type(error).__name__}: {error}); mend it") from None
     there = [key for key in sorted(listed) if files[key].is_file()]
     if not there:
@@ -119,13 +122,9 @@ def _is_whole(outline: Any, width: int, height: int) -> bool:
         isinstance(ring, list)
         and len(ring) >= 6
         and len(ring) % 2 == 0
-        and all(isinstance(n, int | float) and math.isfinite(n) and abs(n) <= _FARTHEST for n in ring)
+        and all(isinstance(n, int | float) and math.isfinite(n) and abs(n) <= FARTHEST for n in ring)
         for ring in outline
     )
-
-
-_FARTHEST = 1e5
-"""Largest coordinate of an outline: the code that draws it takes memory by its length."""
 
 
 def _packed_length(counts: str) -> int:

@@ -24,7 +24,7 @@ NAMES = "classes.json"
 UNTOLD = "images have no annotation and are left out"
 LONELY = "annotations have no image and are left out"
 UNMASKED = "images have no mask, others have: leave them out for task.kind = segmentation"
-DEEPEST = 1 << 22
+LARGEST = 1 << 22
 """Most bytes of an annotation file."""
 
 
@@ -81,16 +81,16 @@ def _parsed(path: Path) -> ElementTree.Element:
     """The annotation's tree. A document type is refused before it is parsed: its entities could grow without end."""
     try:
         data = path.read_bytes()
-        if len(data) > DEEPEST:
+        if len(data) > LARGEST:
             raise InputError(f"{path}: {len(data)} bytes are more than an annotation has; remove it")
         # As text: in another encoding a document type would not be seen.
         text = data.decode("utf-8-sig")
         if "<!DOCTYPE" in text or "<!ENTITY" in text:
             raise InputError(f"{path}: has a document type, which annotations do not need and is not read; take it out")
         return ElementTree.fromstring(text)
-    except (OSError, UnicodeDecodeError, ElementTree.ParseError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except (OSError, ElementTree.ParseError, ValueError) as error:
         raise InputError(f"{path}: is no XML that can be read ({error}); mend or remove it") from None
 
 
