@@ -44,6 +44,7 @@ from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.schema import (
     AdamConfig,
+    ClassificationConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
@@ -290,9 +291,10 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )
-            if loss == "mse" and config.task.loss != CrossEntropyConfig():
+            asked = config.task
+            if loss == "mse" and isinstance(asked, ClassificationConfig) and asked.loss != CrossEntropyConfig():
                 raise InputError(
-                    f"task.loss.kind = {config.task.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
+                    f"task.loss.kind = {asked.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )
             norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
             relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)

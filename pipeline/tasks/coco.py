@@ -86,7 +86,7 @@ def _data(images: Sequence[Found]) -> tuple[Any, Any]:
     from pycocotools.coco import COCO
 
     names = sorted({name for image in images for name in image.classes})
-    both = COCO(), COCO()
+    both: tuple[Any, Any] = COCO(), COCO()
     for made in both:
         made.dataset = {"images": [], "annotations": [], "categories": [{"id": name} for name in names]}
     for number, (detections, truths, classes) in enumerate(images):

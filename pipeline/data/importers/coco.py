@@ -180,5 +180,6 @@ def _runs(outline: Any, height: int, width: int) -> Any:
 
     if isinstance(outline, dict) and isinstance(outline["counts"], str):
         return outline
-    made = runs.frPyObjects(outline, height, width)
+    pack: Any = runs.frPyObjects  # its stubs know polygons as lists of whole numbers alone
+    made = pack(outline, height, width)
     return runs.merge(made) if isinstance(outline, list) else made
