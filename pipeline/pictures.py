@@ -159,7 +159,8 @@ def detection_picture(
             wrong = any(frame.colour == ORANGE for frame in frames)
             note = f"{found} of {there}"
             cells.append(Cell(row, column, _drawable(query[number]), note, wrong or found < there, frames))
-    title = f"blue: found; green: missed; orange: wrongly taken for it; grey: not looked at\nscore from {SURE:g}; below: found"
+    title = "blue: found; green: missed; orange: wrongly taken for it; grey: not looked at\n"
+    title += f"detections that score {SURE:g} or more; below: how many were found"
     return _grid(path, cells, names, min(shots, MOST_SHOTS), min(queries, MOST_QUERIES), title)
 
 
