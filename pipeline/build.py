@@ -25,6 +25,7 @@ from pipeline.judging import Place
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
 from pipeline.learners.dense import DensePrototypeLearner, DenseRidgeLearner
+from pipeline.learners.detector import PrototypeDetector
 from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
 from pipeline.learners.gradient import GradientLearner
@@ -50,6 +51,7 @@ from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.schema import (
     AdamConfig,
+    ClassificationConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
@@ -59,6 +61,7 @@ from pipeline.schema import (
     CrossEntropyConfig,
     CurvatureConfig,
     DecoderConfig,
+    DetectionConfig,
     EmbeddingConfig,
     EstimateConfig,
     EvolutionConfig,
@@ -200,13 +203,20 @@ def trained_on(config: RunConfig, other: Index, state: Mapping[str, Any]) -> Ind
 
 
 def reader(config: RunConfig, index: Index, channels: int | None = None) -> Reader:
-    """Reads samples as the config asks, with so many channels; none: with their own."""
+    """Reads samples as the config asks, with so many channels; none: with their own.
+
+    Raises:
+        InputError: the first sample has not what the task needs.
+    """
     masks = isinstance(config.task, SegmentationConfig)
     if masks and not index.has(0, "mask"):
         raise InputError(
             f"{index.root}: samples have no masks, which task.kind = segmentation needs; pack data that have, as --layout scenes"
         )
-    return Reader(Shards(index), config.data.invert, config.data.size, channels, masks)
+    shards, boxes = Shards(index), config.task.boxes if isinstance(config.task, DetectionConfig) else 0
+    if boxes:
+        shards.boxes(0, "")
+    return Reader(shards, config.data.invert, config.data.size, channels, masks, boxes)
 
 
 def learner(config: RunConfig, index: Index) -> Learner:
@@ -277,6 +287,8 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             model = Network(encoder, nn.Identity())
             if isinstance(config.task, SegmentationConfig):
                 return DensePrototypeLearner(model, task, align=align)
+            if isinstance(config.task, DetectionConfig):
+                return PrototypeDetector(model, task, features=encoder.features)
             if align:
                 raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
             return PrototypeLearner(model, task)
@@ -292,9 +304,10 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 raise InputError(
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )
-            if loss == "mse" and config.task.loss != CrossEntropyConfig():
+            asked = config.task
+            if loss == "mse" and isinstance(asked, ClassificationConfig) and asked.loss != CrossEntropyConfig():
                 raise InputError(
-                    f"task.loss.kind = {config.task.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
+                    f"task.loss.kind = {asked.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )
             norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
             relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)
@@ -413,7 +426,7 @@ def _initial(config: GradientConfig, model: Network, task: Task) -> Initial:
                 )
             return Prototypes(model, config.adapts)
         case FreshConfig():
-            return Fresh(model, config.adapts, beyond=task.outputs(0))
+            return Fresh(model, config.adapts, beyond=task.outputs(0), per_way=task.per_way)
         case ContextConfig():
             return Context(model)
         case _ as never:

@@ -22,6 +22,7 @@ from pipeline.models.vit import Vit
 from pipeline.schema import (
     Conv4Config,
     DecoderConfig,
+    DetectionConfig,
     FeaturesConfig,
     GradientConfig,
     RenetConfig,
@@ -114,14 +115,22 @@ def _backbone(chosen: Conv4Config | ResNet12Config, channels: int, size: int, st
 def _check_pixels(config: RunConfig, size: int) -> None:
     """Whether a model that gives features of pixels is asked for them, and whether its images divide as it needs."""
     chosen = config.model
-    if not isinstance(config.task, SegmentationConfig):
+    if not isinstance(config.task, SegmentationConfig | DetectionConfig):
         raise InputError(
-            f"model.kind = {chosen.kind} gives features of pixels, not of images; set task.kind = segmentation, or another "
-            "model.kind"
+            f"model.kind = {chosen.kind} gives features of pixels, not of images; set task.kind = segmentation or detection, or "
+            "another model.kind"
         )
     match chosen:
-        case UnetConfig(depth=depth):
+        case UnetConfig(depth=depth, stride=stride):
             unit, way_out = 2**depth, "or a smaller model.depth"
+            if isinstance(config.task, SegmentationConfig) and stride > 1:
+                raise InputError(
+                    f"model.stride = {stride} is for task.kind = detection: masks have every pixel; set it to 1"
+                )
+            if stride > unit:
+                raise InputError(
+                    f"model.stride = {stride} is more than model.depth = {depth} halvings make; lower the one or raise the other"
+                )
         case DecoderConfig(backbone=backbone):
             unit, way_out = 2**BLOCKS, "or model.kind = unet"
             if isinstance(backbone, Conv4Config) and backbone.features != "flatten":

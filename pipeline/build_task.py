@@ -9,11 +9,13 @@ from pipeline.errors import InputError
 from pipeline.schema import (
     ClassBalancedConfig,
     ClassificationConfig,
+    Config,
     CosineLearnerConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
     CrossEntropyOfAreasConfig,
     DecoderConfig,
+    DetectionConfig,
     DiceConfig,
     FocalConfig,
     FreshConfig,
@@ -40,6 +42,7 @@ from pipeline.schema import (
 )
 from pipeline.tasks import pair_losses, pixel_losses
 from pipeline.tasks.classification import Classification
+from pipeline.tasks.detection import Detection
 from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.losses import Loss, class_balanced, cross_entropy, focal, squared_error
 from pipeline.tasks.segmentation import Segmentation
@@ -61,7 +64,9 @@ def _task(config: RunConfig) -> Task:
             _check_ways(config)
             return Classification(_loss(loss))
         case SegmentationConfig(loss=loss):
-            _check_segmentation(config)
+            _check_dense(
+                config, (UnetConfig, DecoderConfig, RenetConfig), (GradientConfig, PrototypeConfig, RidgeConfig)
+            )
             return Segmentation(_pixel_loss(loss))
         case VerificationConfig(loss=loss):
             _check_ways(config)
@@ -69,6 +74,13 @@ def _task(config: RunConfig) -> Task:
                 config.learner, PrototypeConfig | CosineLearnerConfig | RelationConfig | SupervisedConfig
             )
             return Verification(_verification_loss(config, loss), is_apart=is_apart)
+        case DetectionConfig(box_weight=box_weight):
+            _check_dense(config, (UnetConfig,), (GradientConfig, PrototypeConfig))
+            if isinstance(config.learner, PrototypeConfig) and config.learner.align:
+                raise InputError(
+                    f"learner.align = {config.learner.align:g} is for task.kind = segmentation; leave it out"
+                )
+            return Detection(box_weight=box_weight)
         case _ as never:
             assert_never(never)
 
@@ -79,23 +91,23 @@ def _check_ways(config: RunConfig) -> None:
             raise InputError(f"{key} = 1: with one class there is nothing to tell apart; set it to 2 or more")
 
 
-def _check_segmentation(config: RunConfig) -> None:
-    """What of a config is for classification alone."""
-    chosen, learner = config.model, config.learner
-    if not isinstance(chosen, UnetConfig | DecoderConfig | RenetConfig):
+def _check_dense(config: RunConfig, models: tuple[type[Config], ...], learners: tuple[type[Config], ...]) -> None:
+    """What of a config is for classification alone, or for the other task of pixels; these models and learners will do."""
+    chosen, learner, kind = config.model, config.learner, config.task.kind
+    if not isinstance(chosen, models):
         raise InputError(
-            f"task.kind = segmentation needs features of every pixel, and model.kind = {chosen.kind} gives none; "
-            "set model.kind = unet, decoder or renet"
+            f"task.kind = {kind} needs features of every pixel, and model.kind = {chosen.kind} gives none; "
+            f"set model.kind = {_kinds(models)}"
         )
-    if not isinstance(learner, GradientConfig | PrototypeConfig | RidgeConfig):
+    if not isinstance(learner, learners):
         raise InputError(
-            f"learner.kind = {learner.kind} labels images, not pixels; set learner.kind = gradient, prototype or ridge"
+            f"learner.kind = {learner.kind} does not learn task.kind = {kind}; set learner.kind = {_kinds(learners)}"
         )
     if isinstance(learner, GradientConfig) and not (
         isinstance(learner.initial, LearnedConfig | FreshConfig) and isinstance(learner.head, LinearHeadConfig)
     ):
         raise InputError(
-            "task.kind = segmentation has a linear head that starts learned or fresh; set learner.head.kind = linear and "
+            f"task.kind = {kind} has a linear head that starts learned or fresh; set learner.head.kind = linear and "
             "learner.initial.kind = learned or fresh"
         )
     if isinstance(learner, PrototypeConfig | RidgeConfig) and learner.backward:
@@ -103,6 +115,11 @@ def _check_segmentation(config: RunConfig) -> None:
     if config.teacher is not None or config.data.rotations:
         key = "teacher" if config.teacher is not None else "data.rotations"
         raise InputError(f"{key} is for task.kind = classification; leave it out")
+
+
+def _kinds(parts: tuple[type[Config], ...]) -> str:
+    *first, last = (part.model_fields["kind"].default for part in parts)
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _pixel_loss(chosen: PixelLossConfig) -> pixel_losses.Loss:

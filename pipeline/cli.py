@@ -38,7 +38,9 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.
 def pack(
     source: Annotated[str, typer.Argument(help="folder or zip of images; '-' for layouts that draw their own")],
     dest: Annotated[Path, typer.Argument(help="folder of the packed data set")],
-    layout: Annotated[str, typer.Option(help="folder, omniglot, masks, identities, glyphs or scenes")] = "folder",
+    layout: Annotated[
+        str, typer.Option(help="folder, omniglot, masks, coco, voc, logos, identities, glyphs or scenes")
+    ] = "folder",
     size: Annotated[int | None, typer.Option(help="make all images squares of this many pixels")] = None,
     store: Annotated[
         str, typer.Option(help="raw (arrays, one size, no decoding) or encoded (the original files)")
@@ -49,8 +51,12 @@ def pack(
     shard_mib: Annotated[int, typer.Option(help="size of a tar, MiB")] = 64,
     seed: int = 0,
     min_area: Annotated[
-        float, typer.Option(help="of --layout masks: share of a picture that a class must cover to be drawn for")
-    ] = 0.01,
+        float | None,
+        typer.Option(
+            help="share of a picture that a class (masks; 0.01 if not said) or a box (coco, voc, logos; 0) must cover to be "
+            "drawn for"
+        ),
+    ] = None,
     pairs: Annotated[
         Path | None, typer.Option(help="of --layout identities: CSV file with the columns fold, image_a, image_b, same")
     ] = None,

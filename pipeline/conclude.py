@@ -25,6 +25,7 @@ from pipeline.schema import RunConfig
 from pipeline.side_by_side import one_thread
 from pipeline.spool import Spool
 from pipeline.tasks import roc
+from pipeline.tasks.detection import Detection, detections
 from pipeline.tasks.segmentation import Segmentation
 from pipeline.tasks.verification import Verification, trials
 
@@ -132,7 +133,11 @@ def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
 
 
 def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
-    from pipeline.pictures import episode_picture, segmentation_picture  # a second, without which a run starts
+    from pipeline.pictures import (
+        detection_picture,
+        episode_picture,
+        segmentation_picture,
+    )  # a second, without which a run starts
 
     sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
     drawn = sampler.draw(0, PICTURE_EPISODE)
@@ -144,6 +149,9 @@ def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner)
         (given, masks), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
         said = predict(query.inputs).argmax(1).numpy()
         return segmentation_picture(path, given, masks, asked, truth, said, names)
+    if isinstance(learner.task, Detection):
+        (given, boxes), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
+        return detection_picture(path, given, boxes, asked, truth, detections(predict(query.inputs)).numpy(), names)
     return episode_picture(
         path,
         support.inputs.numpy(),
@@ -189,7 +197,7 @@ def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: Gradi
         episode = bring(plain)
         rows.append(
             [
-                learner.task.metrics(predict(episode.query.inputs), episode.query.targets)[learner.task.headline].item()
+                learner.task.verdict(predict(episode.query.inputs), episode.query.targets).item()
                 for predict in learner.predictors(episode.support, episode.ways, mode=mode)
             ]
         )

@@ -53,9 +53,10 @@ def worst_decile(values: Sequence[float]) -> float:
 
 
 def judge(learner: Learner, episode: Episode, *, mode: Mode) -> dict[str, float]:
-    """The task's metrics of one episode after adapting on its support; all that validation while training needs."""
-    predictor = learner.adapt(episode.support, episode.ways, mode=mode)
-    metrics = learner.task.metrics(predictor(episode.query.inputs), episode.query.targets)
+    """The task's metrics of one episode, its headline among them, after adapting on its support; all that validation needs."""
+    task, predictor = learner.task, learner.adapt(episode.support, episode.ways, mode=mode)
+    answers = predictor(episode.query.inputs), episode.query.targets
+    metrics = task.metrics(*answers) | {task.headline: task.verdict(*answers)}
     return {name: value.item() for name, value in metrics.items()}
 
 

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     STREAM = 9
     CHANCE = 10
     SCENE = 11
+    INSTANCE = 12
 
 
 class Noise:

@@ -25,7 +25,7 @@ from pipeline.schema import PrototypeConfig, RunConfig
 from pipeline.start import checkpoint_of
 from pipeline.tasks import roc
 from pipeline.tasks.roc import Curve, Trials
-from pipeline.tasks.task import Pooled
+from pipeline.tasks.task import Pooled, half_width, resamples
 
 BATCH, COMPARED = 128, 4096
 """Images that are embedded at once, and pairs that are compared at once."""
@@ -117,7 +117,7 @@ def judge(index: Index, embed: Embed, compare: Compare, *, validation: str) -> J
     trials = Trials(scores, same, torch.arange(len(same)))
     accuracy = weights @ right.double() / weights.sum(1)
     figures = {
-        "accuracy": Pooled(right.double().mean().item(), roc.half_width(accuracy)),
+        "accuracy": Pooled(right.double().mean().item(), half_width(accuracy)),
         **roc.pooled(trials, weights),
     }
     origin = "the pairs of the other folds" if references is None else f"persons of the split {validation}"
@@ -169,7 +169,7 @@ def _others(index: Index, pairs: Pairs, fold: int) -> Pairs:
 def _weights(one: Tensor, other: Tensor) -> Tensor:
     """How often every pair of persons (pairs,) is drawn in a bootstrap over persons: (resamples, pairs)."""
     persons, places = torch.unique(torch.cat([one, other]), return_inverse=True)
-    drawn = roc.draws(len(persons))
+    drawn = resamples(len(persons))[1:]
     first, second = places[: len(one)], places[len(one) :]
     return torch.where(first == second, drawn[:, first], drawn[:, first] * drawn[:, second])
 

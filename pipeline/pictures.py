@@ -21,8 +21,10 @@ from matplotlib.ticker import MaxNLocator
 from pipeline.labels import IGNORED
 
 # Okabe and Ito's colours, which those who see no red and green can tell apart too.
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
+BLUE, ORANGE, GREEN, GREY = "#0072b2", "#d55e00", "#009e73", "#666666"
 MOST_WAYS, MOST_SHOTS, MOST_QUERIES = 10, 5, 8
+SURE = 0.3
+"""Score from which on a detection is drawn."""
 CELL_IN, MARGIN_IN, LETTER_IN, LINE_IN = 0.8, 0.12, 0.083, 0.17
 LONGEST_NAME, LONGEST_LINE = 34, 44
 
@@ -30,14 +32,23 @@ LONGEST_NAME, LONGEST_LINE = 34, 44
 Images = np.ndarray | Sequence[np.ndarray]
 
 
+class Frame(NamedTuple):
+    """A box on an image: left, top, right, bottom as shares of its sides."""
+
+    box: Sequence[float]
+    colour: str
+    style: str = "-"
+
+
 class Cell(NamedTuple):
-    """One image of a grid, with a line below it, marked or not."""
+    """One image of a grid, with a line below it, marked or not, and with boxes on it."""
 
     row: int
     column: float
     image: np.ndarray
     note: str
     is_wrong: bool
+    frames: Sequence[Frame] = ()
 
 
 def sample_picture(
@@ -112,6 +123,72 @@ def segmentation_picture(
             cells.append(Cell(row, column, shown, f"{100 * overlap:.0f} %", overlap < 0.5))
     title = "blue: found; white: missed; orange: wrongly taken for it; below: intersection over union"
     return _grid(path, cells, names, min(shots, MOST_SHOTS), min(queries, MOST_QUERIES), title)
+
+
+def detection_picture(
+    path: Path,
+    support: Images,
+    support_boxes: np.ndarray,
+    query: Images,
+    query_boxes: np.ndarray,
+    detections: np.ndarray,
+    names: Sequence[str],
+) -> Path:
+    """An episode of detection, a row per class: its support with the object that is looked at, its queries with the class's
+    objects, found or missed, and what was wrongly taken for one. Below a query is how many of its objects were found.
+
+    Samples come class by class. Boxes (samples, boxes, 5) are left, top, right, bottom in shares of the sides and 1 + n for class
+    n of `names`, negative where they are not looked at; detections (samples, detections, 6) end with score and class, those
+    below SURE are not drawn; images as in `episode_picture`.
+    """
+    shots, queries = len(support) // len(names), len(query) // len(names)
+    cells = []
+    for row in range(min(len(names), MOST_WAYS)):
+        for place in range(min(shots, MOST_SHOTS)):
+            number = row * shots + place
+            frames = [
+                Frame(box, BLUE if code > 0 else GREY, "-" if code > 0 else ":")
+                for *box, code in support_boxes[number].tolist()
+                if abs(code) == 1 + row
+            ]
+            cells.append(Cell(row, place, _drawable(support[number]), "", False, frames))
+        for place in range(min(queries, MOST_QUERIES)):
+            number = row * queries + place
+            frames, found, there = _judged(query_boxes[number], detections[number], row)
+            column = min(shots, MOST_SHOTS) + 0.4 + place
+            wrong = any(frame.colour == ORANGE for frame in frames)
+            note = f"{found} of {there}"
+            cells.append(Cell(row, column, _drawable(query[number]), note, wrong or found < there, frames))
+    title = "blue: found; green: missed; orange: wrongly taken for it; grey: not looked at\n"
+    title += f"detections that score {SURE:g} or more; below: how many were found"
+    return _grid(path, cells, names, min(shots, MOST_SHOTS), min(queries, MOST_QUERIES), title)
+
+
+def _judged(boxes: np.ndarray, detections: np.ndarray, way: int) -> tuple[list[Frame], int, int]:
+    """What to draw of one class on a query, how many of its objects were found and how many there are: the surest detections
+    choose first."""
+    truths = [box for *box, code in boxes.tolist() if code == 1 + way]
+    ignored = [box for *box, code in boxes.tolist() if code == -1 - way]
+    missed, frames = list(truths), [Frame(box, GREY, ":") for box in ignored]
+    for *box, score, kind in detections.tolist():
+        if kind != way or score < SURE:
+            continue
+        best = max(missed, key=lambda truth: _overlap(box, truth), default=None)
+        if best is not None and _overlap(box, best) >= 0.5:
+            missed.remove(best)
+            frames.append(Frame(box, BLUE))
+        elif not any(_overlap(box, other) >= 0.5 for other in ignored):
+            frames.append(Frame(box, ORANGE))
+    return frames + [Frame(box, GREEN, "--") for box in missed], len(truths) - len(missed), len(truths)
+
+
+def _overlap(one: Sequence[float], two: Sequence[float]) -> float:
+    """Intersection over union."""
+    across = min(one[2], two[2]) - max(one[0], two[0])
+    down = min(one[3], two[3]) - max(one[1], two[1])
+    shared = max(across, 0) * max(down, 0)
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, two))
+    return shared / max(areas - shared, 1e-12)
 
 
 def _tinted(image: np.ndarray, *areas: np.ndarray) -> np.ndarray:
@@ -326,6 +403,10 @@ def _place(axes: Axes, cell: Cell) -> None:
     axes.imshow(cell.image, extent=box, aspect="auto", interpolation="nearest", **colours)
     line = {"color": ORANGE, "linewidth": 2.2} if cell.is_wrong else {"color": "#bbbbbb", "linewidth": 0.5}
     axes.add_patch(Rectangle((x, y), width * scale, height * scale, fill=False, clip_on=False, **line))
+    for (left, top, right, bottom), colour, style in cell.frames:
+        corner, across, down = (x + left * width * scale, y + top * height * scale), right - left, bottom - top
+        look = {"color": colour, "linestyle": style, "linewidth": 1.4, "fill": False}
+        axes.add_patch(Rectangle(corner, across * width * scale, down * height * scale, **look))
     axes.text(cell.column + 0.5, cell.row + 0.99, cell.note, ha="center", va="bottom", fontsize=8, color=ORANGE)
 
 

@@ -170,6 +170,16 @@ class SegmentationConfig(Config):
     """Of support and query alike."""
 
 
+class DetectionConfig(Config):
+    """Boxes around the objects of the episode's classes."""
+
+    kind: Literal["detection"] = "detection"
+    boxes: PositiveInt = 100
+    """Most boxes of an image that an episode may be about, to which its targets are padded; fewer are faster."""
+    box_weight: PositiveFloat = 1.0
+    """Weight of how well boxes fit beside how well their centres are found, in the losses of support and query."""
+
+
 class ClassificationConfig(Config):
     kind: Literal["classification"] = "classification"
     loss: LossConfig = CrossEntropyConfig()
@@ -201,7 +211,9 @@ class VerificationConfig(Config):
     """Of support and query alike."""
 
 
-TaskConfig = Annotated[ClassificationConfig | SegmentationConfig | VerificationConfig, Field(discriminator="kind")]
+TaskConfig = Annotated[
+    ClassificationConfig | SegmentationConfig | VerificationConfig | DetectionConfig, Field(discriminator="kind")
+]
 
 
 NormName = Literal["batch", "batch_per_step", "group", "layer"]
@@ -278,7 +290,7 @@ class FeaturesConfig(Config):
 
 
 class UnetConfig(Config):
-    """Features of every pixel, for segmentation."""
+    """Features of every pixel, for segmentation and detection."""
 
     kind: Literal["unet"] = "unet"
     width: PositiveInt = 16
@@ -287,6 +299,8 @@ class UnetConfig(Config):
     """Halvings."""
     downsample: Literal["stride", "max_pool"] = "max_pool"
     norm: NormName = "batch"
+    stride: Literal[1, 2, 4, 8] = 1
+    """Pixels of the image to one of the features, along each side; detection needs no finer ones than 4."""
     bottom: PositiveInt = 1
     """Convolutions at the smallest size."""
     embedding: NonNegativeInt = 0
@@ -527,7 +541,8 @@ class EmbeddingConfig(Config):
 
 
 class PrototypeConfig(EmbeddingConfig):
-    """Prototypical networks; in segmentation PANet: a prototype for each class and the ground."""
+    """Prototypical networks; in segmentation PANet: a prototype for each class and the ground; in detection one for the objects
+    of each class."""
 
     kind: Literal["prototype"] = "prototype"
     align: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0

@@ -111,3 +111,21 @@ def test_a_loss_curve_of_next_to_nothing(tmp_path, losses):
 def test_the_running_median_passes_over_gaps():
     values = np.array([1.0, math.nan, 3.0, 2.0, math.nan, math.nan, math.nan])
     assert np.array_equal(pictures._running_median(values, 3), [1, 2, 2.5, 2.5, 2, math.nan, math.nan], equal_nan=True)
+
+
+def test_boxes_of_an_episode(tmp_path):
+    """Found, missed, wrong and not looked at; the first of two detections of an object counts."""
+    truth = np.zeros((2, 3, 5), np.float32)
+    truth[:, 0], truth[:, 1], truth[1, 2] = (0.1, 0.1, 0.4, 0.4, 1), (0.6, 0.1, 0.9, 0.4, 1), (0.1, 0.6, 0.4, 0.9, -1)
+    said = np.zeros((2, 5, 6), np.float32)
+    said[1, :4] = [
+        (0.1, 0.1, 0.4, 0.4, 0.9, 0),
+        (0.1, 0.1, 0.4, 0.35, 0.8, 0),
+        (0.1, 0.6, 0.4, 0.9, 0.7, 0),
+        (0.6, 0.1, 0.9, 0.4, 0.7, 1),
+    ]
+    frames, found, there = pictures._judged(truth[1], said[1], 0)
+    colours = [frame.colour for frame in frames]
+    assert (found, there) == (1, 2) and colours == [pictures.GREY, pictures.BLUE, pictures.ORANGE, pictures.GREEN]
+    images = np.full((2, 1, 16, 16), 0.5)
+    size(pictures.detection_picture(tmp_path / "a.png", images, truth, images, truth, said, ["a"]))

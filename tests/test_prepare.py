@@ -108,7 +108,10 @@ def test_dest_holds_one_pack(images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layout": "coco"}, "--layout 'coco' is not one of folder, omniglot, masks, glyphs, scenes"),
+        (
+            {"layout": "kitti"},
+            "--layout 'kitti' is not one of folder, omniglot, masks, glyphs, scenes, coco, voc, logos",
+        ),
         ({"store": "zip"}, "--store 'zip'"),
         ({"size": 0}, "--size 0"),
         ({"channels": 2}, "--channels 2"),

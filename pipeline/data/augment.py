@@ -19,12 +19,12 @@ _NUMBERS = 9
 
 
 class Augment(NamedTuple):
-    """Every image of support and query on its own; masks go with their images.
+    """Every image of support and query on its own; masks and boxes go with their images.
 
     `flip`: half of them are mirrored. `crop`: up to so much of the sides is cut away, and what is left resized; an image that
-    would lose a class of its mask keeps all of itself. `colour`: brightness, contrast and, of three channels, saturation are
-    changed by up to so much. `cutout`: a square, its side so much of the image's, becomes the image's mean (DeVries and Taylor
-    2017), in a mask not to be looked at.
+    would lose a class of its mask, or the middle of a box, keeps all of itself. `colour`: brightness, contrast and, of three
+    channels, saturation are changed by up to so much. `cutout`: a square, its side so much of the image's, becomes the image's
+    mean (DeVries and Taylor 2017), in a mask not to be looked at.
     """
 
     flip: bool = False
@@ -45,20 +45,27 @@ class Augment(NamedTuple):
         words = noise.words(len(inputs) * _NUMBERS) >> np.uint64(11)
         drawn = torch.from_numpy(words * 2.0**-53).to(inputs.device, inputs.dtype)
         mirrored, scale, across, down, *colours, left, top = drawn.reshape(len(inputs), _NUMBERS).unbind(1)
-        is_mask = targets.ndim == 3
+        are_boxes = targets.is_floating_point()
+        is_mask = targets.ndim == 3 and not are_boxes
         if self.flip:
             inputs = _where(mirrored < 0.5, inputs.flip(-1), inputs)
-            targets = _where(mirrored < 0.5, targets.flip(-1), targets) if is_mask else targets
+            other = targets.flip(-1) if is_mask else _mirrored(targets) if are_boxes else targets
+            targets = _where(mirrored < 0.5, other, targets)
         if self.crop:
-            grid = _crop(inputs, 1 - self.crop * scale, across, down)
-            cut = F.grid_sample(inputs, grid, align_corners=False)
+            scale = 1 - self.crop * scale
+            grid = _crop(inputs, scale, across, down)
+            cut, is_whole, labels = (
+                F.grid_sample(inputs, grid, align_corners=False),
+                torch.ones_like(scale) > 0,
+                targets,
+            )
             if is_mask:
                 labels = F.grid_sample(targets[:, None].to(inputs.dtype), grid, mode="nearest", align_corners=False)
                 labels = labels[:, 0].to(targets.dtype)
                 is_whole = _classes(labels).eq(_classes(targets)).all(1)
-                inputs, targets = _where(is_whole, cut, inputs), _where(is_whole, labels, targets)
-            else:
-                inputs = cut
+            elif are_boxes:
+                labels, is_whole = _cut(targets, scale, across, down)
+            inputs, targets = _where(is_whole, cut, inputs), _where(is_whole, labels, targets)
         if self.colour:
             inputs = _coloured(inputs, *(self.colour * (2 * each - 1) for each in colours))
         if self.cutout:
@@ -79,6 +86,24 @@ def _crop(inputs: Tensor, scale: Tensor, across: Tensor, down: Tensor) -> Tensor
     places = [(1 - scale) * (2 * place - 1) for place in (across, down)]
     rows = [torch.stack([scale, zero, places[0]], 1), torch.stack([zero, scale, places[1]], 1)]
     return F.affine_grid(torch.stack(rows, 1), list(inputs.shape), align_corners=False)
+
+
+def _mirrored(boxes: Tensor) -> Tensor:
+    """Boxes (samples, boxes, 5) of mirrored images: left, top, right, bottom as shares of the sides, and a code, 0 for no box."""
+    left, top, right, bottom, code = boxes.unbind(2)
+    is_there = code != 0
+    return torch.stack([(1 - right) * is_there, top, (1 - left) * is_there, bottom, code], 2)
+
+
+def _cut(boxes: Tensor, scale: Tensor, across: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes in a part of their images, and whether the middles of all lie in there (samples,)."""
+    corner = torch.stack([(1 - scale) * across, (1 - scale) * down], 1)[:, None]
+    *_, code = boxes.unbind(2)
+    first, last = ((boxes[..., side : side + 2] - corner) / scale[:, None, None] for side in (0, 2))
+    middle = (first + last) / 2
+    is_whole = (((middle > 0) & (middle < 1)).all(2) | (code == 0)).all(1)
+    kept = torch.cat([first.clamp(0, 1), last.clamp(0, 1)], 2) * (code != 0)[..., None]
+    return torch.cat([kept, code[..., None]], 2).to(boxes.dtype), is_whole
 
 
 def _classes(labels: Tensor) -> Tensor:

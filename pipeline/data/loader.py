@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import zlib
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, Protocol, TypeVar
@@ -35,22 +36,36 @@ class Reader(NamedTuple):
     """How many every image is given; none: those of the data set."""
     masks: bool = False
     """Whether targets are a class for every pixel instead of one for every image."""
+    boxes: int = 0
+    """Places for boxes in the targets of an image; 0: targets are no boxes."""
 
     def episode(self, draw: Draw) -> Episode:
         """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes.
 
         With `masks` targets are (samples, height, width): 1 + the number of the drawn class, 0 for what is of none, 255 for what
         is not to be looked at.
-        """
-        roles = ("image", "mask", "json") if self.masks else ("image",)
-        self.shards.bring([*draw.support.flat, *draw.query.flat], roles)
-        return Episode(self._batch(draw.support, draw), self._batch(draw.query, draw), ways=len(draw.classes))
 
-    def _batch(self, rows: np.ndarray, draw: Draw) -> Batch:
+        With `boxes` they are (samples, boxes, 5) float32: left, top, right, bottom as shares of the image's sides, and 1 + the
+        number of the drawn class, or minus that for what is not to be looked at; all 0 where there is no further box. Of a
+        support image one object of the class that it was drawn for is looked at, chosen by the draw alone, so that a class of
+        `shots` images has as many objects.
+        """
+        roles = ("image", *(("mask",) if self.masks else ()), *(("json",) if self.masks or self.boxes else ()))
+        self.shards.bring([*draw.support.flat, *draw.query.flat], roles)
+        support = self._batch(draw.support, draw, is_support=True)
+        return Episode(support, self._batch(draw.query, draw, is_support=False), ways=len(draw.classes))
+
+    def _batch(self, rows: np.ndarray, draw: Draw, *, is_support: bool) -> Batch:
         images = (self.shards.image(int(row)) for row in rows.flat)
         turns = np.repeat(draw.turns, rows.shape[1])
         inputs = self.inputs(rows.flat, images, turns)
         labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+        if self.boxes:
+            targets = [
+                self._boxes(int(row), int(way), draw, is_support=is_support)
+                for row, way in zip(rows.flat, labels, strict=True)
+            ]
+            return Batch(inputs, torch.from_numpy(np.stack(targets)))
         if not self.masks:
             return Batch(inputs, labels)
         masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows.flat, labels, strict=True)]
@@ -92,6 +107,32 @@ class Reader(NamedTuple):
                 "as it is read; take it out, or raise data.size"
             )
         return mask
+
+    def _boxes(self, row: int, way: int, draw: Draw, *, is_support: bool) -> np.ndarray:
+        """The boxes (boxes, 5) float32 of a sample that was drawn for its class `way`."""
+        index = self.shards.index
+        what, own = f"{index.root}: sample {index.key(row)!r}", index.class_names[draw.classes[way]]
+        found, classes = self.shards.boxes(row, own)
+        ways = {index.class_names[number]: 1 + place for place, number in enumerate(draw.classes)}
+        meaning = np.array([0, *(ways.get(name, 0) for name in classes)])
+        values = found[:, 4].astype(np.int64)
+        codes = np.sign(values) * meaning[np.abs(values)]
+        mine = np.flatnonzero(codes == 1 + way)
+        if not len(mine):
+            raise InputError(f"{what} has no box of its class {own!r} that is to be looked at; take it out")
+        if is_support:
+            # A word of the draw itself: the same object for the same episode, whoever reads it.
+            noise = Noise(0, Purpose.INSTANCE, row, zlib.crc32(draw.support.astype("<i8").tobytes()))
+            codes = -np.abs(codes)
+            codes[mine[noise.below(len(mine))]] = 1 + way
+        told = np.flatnonzero(codes)
+        if len(told) > self.boxes:
+            raise InputError(
+                f"{what} has {len(told)} boxes of the episode's classes, and task.boxes = {self.boxes}; raise it"
+            )
+        targets = np.zeros((self.boxes, 5), np.float32)
+        targets[: len(told), :4], targets[: len(told), 4] = found[told, :4], codes[told]
+        return targets
 
     def _image(self, row: int, image: np.ndarray, turns: int) -> np.ndarray:
         if self.size is not None and image.shape[:2] != (self.size, self.size):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from webdataset.writer import TarWriter
 
+from pipeline.data.boxes import scaled, sound
 from pipeline.data.images import decode, encode_png, resize, resize_mask, with_channels
 from pipeline.data.scan import META
 from pipeline.data.source import Sample, Source
@@ -82,7 +83,13 @@ def members(sample: Sample, *, store: str, size: int | None, channels: int | Non
         made = {sample.extension: image}
     else:
         made = {"png": _png(array, what)}
-    made["json"] = json.dumps({"class": sample.label, **_meta(sample)}, sort_keys=True).encode()
+    meta = _meta(sample)
+    if "boxes" in meta:
+        height, width = stored.shape[:2]
+        sound({"classes": [sample.label], **meta}, sample.label, height, width, what)
+        if array.shape[:2] != (height, width):
+            meta["boxes"] = scaled(meta["boxes"], array.shape[1] / width, array.shape[0] / height)
+    made["json"] = json.dumps({"class": sample.label, **meta}, sort_keys=True).encode()
     if sample.mask is not None:
         mask = sample.mask()
         if mask.shape != stored.shape[:2]:

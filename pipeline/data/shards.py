@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data.boxes import sound
 from pipeline.data.images import decode, decode_mask
 from pipeline.data.index import Index
 from pipeline.data.remote import RemoteFile, bring
@@ -109,6 +110,18 @@ class Shards:
                 f"{what}: value {beyond.min()} means nothing, it names {len(classes)} classes; 0 is none, {IGNORED} is left out"
             )
         return mask, classes
+
+    def boxes(self, row: int, own: str) -> tuple[np.ndarray, list[str]]:
+        """The boxes (boxes, 5) float64 of a sample, left, top, right, bottom as shares of its sides, and the classes that their
+        values mean; see `data.boxes.sound`.
+
+        Raises:
+            InputError: it has none, or one means nothing.
+        """
+        what, (height, width, _) = self._what(row, "json"), self.index.shape(row)
+        boxes, classes = sound(json.loads(self.read(row, "json")), own, height, width, what)
+        boxes[:, :4] = np.clip(boxes[:, :4] / (width, height, width, height), 0, 1)
+        return boxes, classes
 
     def decoded(self, row: int, data: bytes) -> np.ndarray:
         """As `image`, from the bytes of the sample's image."""

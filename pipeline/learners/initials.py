@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -86,14 +86,15 @@ class Fresh(Initial):
     """The head starts anew in every episode, so that `ways` may differ: the Baseline of Chen et al. 2019.
 
     A linear head starts at zero. A cosine head, which has no direction there, starts as the imprinted weights of the support;
-    its scale is kept. What else adapts is a pattern as in `Learned`. `beyond`: outputs that the head has besides one a way.
+    its scale is kept. What else adapts is a pattern as in `Learned`. `beyond`: outputs that the head has besides one a way;
+    `per_way`: the names in a linear head of what has them, all else of it is kept (TFA's box regressor; Wang et al. 2020).
     """
 
-    def __init__(self, model: Network, adapts: str, *, beyond: int = 0):
+    def __init__(self, model: Network, adapts: str, *, beyond: int = 0, per_way: Sequence[str] = ("weight", "bias")):
         super().__init__()
         self.beyond = beyond
         self.is_cosine = isinstance(model.head, CosineLinear)
-        self.replaced = frozenset({"head.weight"} if self.is_cosine else {"head.weight", "head.bias"})
+        self.replaced = frozenset(f"head.{name}" for name in (("weight",) if self.is_cosine else per_way))
         self.names = matching(model, adapts) | self.replaced
 
     def forward(self, params: Params, support: Batch, ways: int, embed: Embed) -> Params:

@@ -76,7 +76,7 @@ class Unet(nn.Module):
     A level is one convolution on the way down and one on the way up; the width doubles at each level. The lowest has `bottom`
     more, each but the first added to what it reads: where a cell is a part of an object, it takes several to know what the
     object is and to tell its other cells. `downsample` as in conv4, `embedding` as in `Ascent`. The sides of images divide by
-    2^depth. Initial values are torch's own.
+    2^depth. With a `stride` the way up ends where so many pixels of the image are one of the map. Initial values are torch's own.
     """
 
     def __init__(
@@ -90,25 +90,27 @@ class Unet(nn.Module):
         steps: int = 0,
         embedding: int = 0,
         bottom: int = 1,
+        stride: Literal[1, 2, 4, 8] = 1,
     ):
         super().__init__()
         widths = [width * min(2**level, WIDEST) for level in range(depth + 1)]
         self.pools = downsample == "max_pool"
-        stride = 1 if self.pools else 2
+        step, last = 1 if self.pools else 2, stride.bit_length() - 1
+        assert last <= depth
         self.first = Block("first", channels, width, 1, norm, steps)
         self.down = nn.ModuleList(
-            Block(f"down{level}", widths[level], widths[level + 1], stride, norm, steps) for level in range(depth)
+            Block(f"down{level}", widths[level], widths[level + 1], step, norm, steps) for level in range(depth)
         )
         self.bottom = nn.ModuleList(
             Block(f"bottom{place}", widths[-1], widths[-1], 1, norm, steps) for place in range(bottom)
         )
-        up = widths[-2::-1]
+        up = widths[last:-1][::-1]
         self.up = Ascent(widths[-1], up, up, norm=norm, steps=steps, embedding=embedding)
         self.features = self.up.features
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, images: Tensor, normalise: Normalise = by_batch) -> Tensor:
-        """(samples, channels, height, width) -> (samples, features, height, width)"""
+        """(samples, channels, height, width) -> (samples, features, height / stride, width / stride)"""
         x = self.first(images, normalise)
         seen = []
         for block in self.down:
@@ -118,4 +120,4 @@ class Unet(nn.Module):
         x = first(x, normalise)
         for block in more:
             x = x + block(x, normalise)
-        return self.up(x, seen[::-1], normalise)
+        return self.up(x, seen[::-1][: len(self.up.blocks)], normalise)

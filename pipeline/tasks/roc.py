@@ -8,11 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.tasks.task import Pooled
+from pipeline.tasks.task import Pooled, half_width
 
 FARS = {"1e-1": 1e-1, "1e-2": 1e-2, "1e-3": 1e-3}
 LEVELS, STEEPNESS = 1024, 1e4
-RESAMPLES = 1000
 
 
 class Curve(NamedTuple):
@@ -102,19 +101,6 @@ def _levels(trials: Trials) -> Tensor:
     above = 1 - (low + high).double() / (2 * len(impostors))
     place = torch.log1p(STEEPNESS * above) / math.log1p(STEEPNESS)
     return (place * LEVELS).long().clamp(max=LEVELS - 1)
-
-
-def draws(units: int) -> Tensor:
-    """How often each unit is drawn in the resamples of a bootstrap, from a fixed seed: (RESAMPLES, units) float64."""
-    generator = torch.Generator().manual_seed(0)
-    picks = torch.randint(units, (RESAMPLES, units), generator=generator)
-    return torch.zeros(RESAMPLES, units, dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks).double())
-
-
-def half_width(values: Tensor) -> float:
-    """Half of the width of what holds the middle 95 % of the resamples' figures (resamples,)."""
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return (high - low) / 2
 
 
 def pooled(trials: Trials, weights: Tensor) -> dict[str, Pooled]:

@@ -12,11 +12,10 @@ from torch.nn import functional as F
 from pipeline.episode import Metrics
 from pipeline.labels import IGNORED
 from pipeline.tasks.pixel_losses import Loss, cross_entropy, shares
-from pipeline.tasks.task import Pooled, Task
+from pipeline.tasks.task import Pooled, Task, half_width, resamples
 
 BOUNDARY = 0.0075
 """How far a boundary may be off, in diagonals of the image (Csurka et al. 2013); a pixel at least."""
-RESAMPLES = 1000
 
 
 @final
@@ -72,10 +71,7 @@ class Segmentation(Task):
         """Mean IoU over the classes of the data set, what it would be if every pixel were taken for the class, and FB-IoU, the
         mean of all classes' together and the ground's (Rakelly et al. 2018), each with the 95 % interval of a bootstrap over
         episodes."""
-        generator = torch.Generator().manual_seed(0)
-        picks = torch.randint(len(tallies), (RESAMPLES, len(tallies)), generator=generator)
-        drawn = torch.stack([torch.bincount(pick, minlength=len(tallies)) for pick in picks]).double()
-        counts = torch.cat([torch.ones(1, len(tallies), dtype=torch.float64), drawn])
+        counts = resamples(len(tallies))
         names = torch.tensor([list(own) for own in classes])
         pixels = tallies[:, :, 2].sum(1)
         rows, floors = [], []
@@ -87,7 +83,7 @@ class Segmentation(Task):
         miou, floor = (torch.nanmean(torch.stack(each, 1), 1) for each in (rows, floors))
         ground, front = _iou(counts, tallies[:, 0]), _iou(counts, tallies[:, 1:].sum(1))
         found = {"miou": miou, "miou_of_all_pixels": floor, "fb_iou": (ground + front) / 2}
-        return {name: Pooled(values[0].item(), _half_width(values[1:])) for name, values in found.items()}
+        return {name: Pooled(values[0].item(), half_width(values[1:])) for name, values in found.items()}
 
 
 def _iou(counts: Tensor, areas: Tensor) -> Tensor:
@@ -95,11 +91,6 @@ def _iou(counts: Tensor, areas: Tensor) -> Tensor:
     # Areas are whole numbers far below 2⁵³: their sums are exact in any order.
     hits, predicted, true = (counts @ areas).unbind(1)
     return hits / (predicted + true - hits)
-
-
-def _half_width(values: Tensor) -> float:
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return (high - low) / 2
 
 
 def _areas(predictions: Tensor, targets: Tensor) -> Tensor:

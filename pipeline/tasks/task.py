@@ -27,13 +27,15 @@ class Task(ABC):
     """Which members of a sample are read, beside its class."""
     headline: str
     """The metric by which models are chosen; more is better."""
+    per_way: tuple[str, ...] = ("weight", "bias")
+    """Parameters of a head, other than a cosine head, that have an output for each way: a fresh head starts these anew."""
 
     @abstractmethod
     def head(self, features: int, ways: int) -> nn.Module:
         """A head from (samples, features) to predictions."""
 
     def outputs(self, ways: int) -> int:
-        """How many outputs predictions have for so many classes."""
+        """How many outputs what `per_way` names has for so many classes."""
         return ways
 
     @abstractmethod
@@ -43,6 +45,10 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, predictions: Tensor, targets: Tensor) -> Metrics:
         """Scalars by name, means over the samples, without gradient; asked in training too, inside `torch.func.vmap`."""
+
+    def verdict(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """The headline of an episode, asked where episodes are judged one by one."""
+        return self.metrics(predictions, targets)[self.headline]
 
     def details(self, predictions: Tensor, targets: Tensor) -> Metrics:
         """More scalars of one episode by name, which evaluations alone ask for."""
@@ -56,6 +62,25 @@ class Task(ABC):
         """Metrics by name of all samples of all episodes together, from their tallies (episodes, …) and the data set's classes
         that each episode is about; the means do not depend on the episodes' order."""
         return {}
+
+
+RESAMPLES = 1000
+"""Of a bootstrap over episodes."""
+
+
+def resamples(episodes: int, count: int = RESAMPLES) -> Tensor:
+    """How often each of the episodes counts, (1 + count, episodes) float64: once, and then in every resample of a bootstrap
+    (Efron 1979), the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(episodes, (count, episodes), generator=generator)
+    drawn = torch.stack([torch.bincount(pick, minlength=episodes) for pick in picks]).double()
+    return torch.cat([torch.ones(1, episodes, dtype=torch.float64), drawn])
+
+
+def half_width(values: Tensor) -> float:
+    """Half the middle 95 % of values (resamples,)."""
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return (high - low) / 2
 
 
 def exact_sums(tallies: Tensor) -> Tensor:

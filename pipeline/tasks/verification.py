@@ -13,7 +13,7 @@ from pipeline.tasks import roc
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.losses import Loss, cross_entropy
 from pipeline.tasks.roc import Trials
-from pipeline.tasks.task import Pooled, Task
+from pipeline.tasks.task import Pooled, Task, half_width, resamples
 
 OPEN_FARS = ("1e-1", "1e-2")
 
@@ -57,7 +57,7 @@ class Verification(Task):
     def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
         """AUC, equal error rate, true acceptance at false acceptance rates 0.1, 0.01 and 0.001, and detection and identification
         at 0.1 and 0.01, each with the 95 % interval of a bootstrap over episodes."""
-        weights = roc.draws(len(tallies))
+        weights = resamples(len(tallies))[1:]
         found = roc.pooled(trials(tallies), weights)
         if self.is_apart:
             found |= _identified(tallies, weights)
@@ -89,7 +89,7 @@ def _identified(tallies: Tensor, weights: Tensor) -> dict[str, Pooled]:
     one, several = roc.curve_of(probes), roc.resampled(probes, weights)
     return {
         f"dir_at_far_{name}": Pooled(
-            roc.tar_at(one, roc.FARS[name]).item(), roc.half_width(roc.tar_at(several, roc.FARS[name]))
+            roc.tar_at(one, roc.FARS[name]).item(), half_width(roc.tar_at(several, roc.FARS[name]))
         )
         for name in OPEN_FARS
     }

@@ -63,6 +63,27 @@ def test_a_mask_is_cut_as_its_image_is():
     assert torch.equal((found.support.inputs[:, 0] > 0.5)[sure], (found.support.targets == 1)[sure])
 
 
+def test_boxes_go_with_their_images():
+    """A bright rectangle is where its box is, whatever is done to the image; where there is no box, there is none later."""
+    torch.manual_seed(2)
+    images, boxes = torch.zeros(40, 1, 40, 40), torch.zeros(40, 3, 5)
+    for image, own in zip(images, boxes, strict=True):
+        left, top = torch.randint(0, 24, (2,)).tolist()
+        image[0, top : top + 10, left : left + 16] = 1
+        own[0] = torch.tensor([left / 40, top / 40, (left + 16) / 40, (top + 10) / 40, 1])
+    batch = Batch(images, boxes)
+    found = Augment(flip=True, crop=0.4)(Episode(batch, batch, 1, torch.tensor(9))).query
+    assert (
+        not torch.equal(found.targets, boxes)
+        and (found.targets[:, 1:] == 0).all()
+        and (found.targets[:, 0, 4] == 1).all()
+    )
+    for image, own in zip(found.inputs, found.targets, strict=True):
+        rows, columns = (torch.where((image[0] > 0.5).any(axis))[0] for axis in (1, 0))
+        seen = torch.tensor([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 40
+        assert (seen - own[0, :4]).abs().max() < 1.5 / 40
+
+
 def test_an_image_keeps_the_classes_of_its_mask():
     targets = torch.zeros(60, 24, 24, dtype=torch.int64)
     targets[:, 0, 0], targets[:, 12, 12] = 2, 1
