@@ -51,7 +51,6 @@ from pipeline.models.norm import Running
 from pipeline.models.relation import Relation
 from pipeline.schema import (
     AdamConfig,
-    ClassificationConfig,
     ConstantConfig,
     ContextConfig,
     Conv4Config,
@@ -305,7 +304,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                     "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
                 )
             asked = config.task
-            if loss == "mse" and isinstance(asked, ClassificationConfig) and asked.loss != CrossEntropyConfig():
+            if loss == "mse" and not isinstance(asked, DetectionConfig) and asked.loss != CrossEntropyConfig():
                 raise InputError(
                     f"task.loss.kind = {asked.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
                 )

@@ -397,7 +397,7 @@ def test_an_episode_is_judged_in_both_modes(scenes_root, tmp_path):
     ("sections", "said"),
     [
         ({"model": {"kind": "conv4"}}, "needs features of every pixel, and model.kind = conv4 gives none"),
-        ({"learner": {"kind": "svm"}}, "learner.kind = svm does not learn task.kind = segmentation; set learner.kind = gradient, prototype or ridge"),
+        ({"learner": {"kind": "svm"}}, "set learner.kind = gradient, prototype or ridge"),
         ({"learner": {"kind": "ridge", "backward": 1}}, "learner.backward counts images"),
         ({"model": {"kind": "decoder"}, "data": {"ways": 2, "queries": 2, "size": 50}}, "do not divide by 16"),
         (

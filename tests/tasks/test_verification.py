@@ -24,6 +24,7 @@ from pipeline.learners.learner import Mode
 from pipeline.spool import history
 from pipeline.tasks import pair_losses, roc
 from pipeline.tasks.roc import Trials
+from pipeline.tasks.task import half_width, resamples
 from pipeline.tasks.verification import Verification, trials
 
 VERIFICATION = {"task": {"kind": "verification"}, "learner": {"kind": "cosine"}}
@@ -99,7 +100,7 @@ def test_intervals_are_those_of_the_means_where_these_are_known():
     genuine = torch.cat([torch.ones(right), -torch.ones(units - right)])
     scores = torch.cat([genuine, torch.zeros(units)]).double()
     some = Trials(scores, torch.arange(2 * units) < units, torch.arange(2 * units) % units)
-    found = roc.pooled(some, roc.draws(units))["tar_at_far_1e-2"]
+    found = roc.pooled(some, resamples(units)[1:])["tar_at_far_1e-2"]
     assert found.mean == 0.7 and found.interval == pytest.approx(1.96 * (0.7 * 0.3 / units) ** 0.5, rel=0.1)
 
 
@@ -353,10 +354,10 @@ def test_intervals_are_wider_where_few_persons_stand_for_all_pairs():
     one = pair_protocol._weights(torch.arange(40), torch.arange(40))
     few = pair_protocol._weights(torch.arange(40) % 2, torch.arange(40) % 2)
     right = (torch.arange(40) % 2).double()
-    spread = [roc.half_width(weights @ right / weights.sum(1)) for weights in (one, few)]
+    spread = [half_width(weights @ right / weights.sum(1)) for weights in (one, few)]
     assert spread[0] == pytest.approx(1.96 * 0.5 / 40**0.5, rel=0.15) and spread[1] == pytest.approx(0.5)
     two = pair_protocol._weights(torch.tensor([0, 0]), torch.tensor([0, 1]))
-    drawn = roc.draws(2)
+    drawn = resamples(2)[1:]
     assert (two == torch.stack([drawn[:, 0], drawn[:, 0] * drawn[:, 1]], 1)).all()
 
 
