@@ -108,7 +108,7 @@ def test_dest_holds_one_pack(images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layout": "coco"}, "--layout 'coco' is not one of folder, omniglot, masks, glyphs, scenes"),
+        ({"layout": "coco"}, "--layout 'coco' is not one of folder, omniglot, masks, identities, glyphs, scenes"),
         ({"store": "zip"}, "--store 'zip'"),
         ({"size": 0}, "--size 0"),
         ({"channels": 2}, "--channels 2"),
