@@ -173,7 +173,8 @@ def _draw_roc(path: Path, config: RunConfig, index: Index, learner: Learner) -> 
     tallies = torch.stack([examine(learner, bring(plain), mode=mode).tally for _, plain in episodes])
     shape = build.evaluation_shape(config)
     title = f"{len(tallies)} episodes of {shape.ways} ways and {shape.shots} shots, {mode.value}"
-    return roc_picture(path, roc.curve_of(trials(tallies)), title=title)
+    far, tar = roc.curve_of(trials(tallies))
+    return roc_picture(path, (far.numpy(), tar.numpy()), title=title)
 
 
 def _draw_losses(path: Path, run: Path, metric: str) -> Path:

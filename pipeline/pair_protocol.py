@@ -292,7 +292,8 @@ def keep(found: Evaluated) -> Path | None:
     kept = folder / f"{name}-{found.checkpoint.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     evaluate.write(found.as_json(), kept)
     title = f"{sum(fold.pairs for fold in found.judged.folds)} pairs, {found.score}"
-    drawn = roc_picture(run / "pictures" / f"roc-{name}.png", found.judged.curve, title=title)
+    curve = found.judged.curve
+    drawn = roc_picture(run / "pictures" / f"roc-{name}.png", (curve.far.numpy(), curve.tar.numpy()), title=title)
     told = spool.Spool(run)
     means = {f"evaluate/{name}/{figure}": value.mean for figure, value in found.judged.figures.items()}
     told.metrics(found.step, means)

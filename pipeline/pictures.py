@@ -214,7 +214,9 @@ def adaptation_curve(
     return _save(figure, path)
 
 
-def roc_picture(path: Path, curve: tuple[Sequence[float], Sequence[float]], *, title: str) -> Path:
+def roc_picture(
+    path: Path, curve: tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray], *, title: str
+) -> Path:
     """A receiver operating characteristic: false and true acceptance rates (0…1), the former on a logarithmic scale.
 
     The dashed line has as many false acceptances as false rejections.

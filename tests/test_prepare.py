@@ -110,7 +110,7 @@ def test_dest_holds_one_pack(images, tmp_path):
     [
         (
             {"layout": "kitti"},
-            "--layout 'kitti' is not one of folder, omniglot, masks, glyphs, scenes, coco, voc, logos",
+            "--layout 'kitti' is not one of folder, omniglot, masks, coco, voc, logos, identities, glyphs, scenes",
         ),
         ({"store": "zip"}, "--store 'zip'"),
         ({"size": 0}, "--size 0"),
