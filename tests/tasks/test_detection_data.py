@@ -44,7 +44,7 @@ def lists(place: Path, splits: dict[str, list[str]]) -> Path:
 
 
 def test_scenes(scenes_root, tmp_path, monkeypatch):
-    for name, options in (("glyphs.yaml", ()), ("scratch.yaml", ("learner.steps=2", "meta.steps=0"))):
+    for name, options in (("glyphs.yaml", ()), ("tfa.yaml", ()), ("scratch.yaml", ("learner.steps=2", "meta.steps=0"))):
         found = few_steps(name, scenes_root, tmp_path / "runs", monkeypatch, *options)
         assert 0 <= found["ap50"]["mean"] <= 1 and 0 <= found["coco_map"]["mean"] <= 1
 
