@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA ?= ../shared/data
 TASK ?= classification
 CONFIG ?= configs/train/$(TASK)/glyphs.yaml
-EMBEDDED := $(if $(filter segmentation,$(TASK)),scenes,glyphs)
+EMBEDDED := $(if $(filter segmentation detection,$(TASK)),scenes,glyphs)
 export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 
@@ -27,7 +27,7 @@ data/glyphs/index/manifest.json: | .venv/installed
 data/scenes/index/manifest.json: | .venv/installed
 	$(BIN)/metashard pack - data/scenes --layout scenes
 
-train: .venv/installed data/$(EMBEDDED)/index/manifest.json ## pack embedded data, meta-train with 2 workers, evaluate (TASK=segmentation: another task)
+train: .venv/installed data/$(EMBEDDED)/index/manifest.json ## pack embedded data, meta-train with 2 workers, evaluate (TASK=segmentation, detection, verification: other tasks)
 	$(BIN)/metashard train $(CONFIG)
 
 test: .venv/installed ## what CI runs: default and Ray lanes, and a short slow smoke

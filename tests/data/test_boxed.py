@@ -49,8 +49,8 @@ def test_a_picture_is_a_sample_of_every_class_in_it(tmp_path):
             annotation(2, 9, [10, 1, 5, 5], iscrowd=1), annotation(2, 7, [3, 3, 4, 4], iscrowd=1)]  # fmt: skip
     source = coco(coco_folder(tmp_path / "x", told))
     assert [(s.key, s.label, s.meta()) for s in source.samples] == [
-        ("a/0", "bird", {"classes": ["bird", "fish"], "boxes": [[2, 2, 8, 8, 2], [0, 0, 4, 5, 1]]}),
-        ("a/1", "fish", {"classes": ["fish", "bird"], "boxes": [[2, 2, 8, 8, 1], [0, 0, 4, 5, 2]]}),
+        ("a/0", "bird", {"classes": ["bird", "fish"], "boxes": [[2, 2, 8, 8, 2], [0, 0, 4, 5, 1]], "picture": "a"}),
+        ("a/1", "fish", {"classes": ["fish", "bird"], "boxes": [[2, 2, 8, 8, 1], [0, 0, 4, 5, 2]], "picture": "a"}),
         (
             "b/1",
             "fish",

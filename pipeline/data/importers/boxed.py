@@ -63,7 +63,8 @@ EMPTY = "images have no box to be looked at and are left out"
 
 
 def samples_of(pictures: Sequence[Picture], *, min_area: float, tally: Tally) -> list[Sample]:
-    """A sample for each picture and class of which it has a box to be looked at, with all of the picture's boxes.
+    """A sample for each picture and class of which it has a box to be looked at, with all of the picture's boxes. Where a
+    picture is several samples, they name it as `picture` in their meta, so that no episode has it twice.
 
     Boxes are clipped to their picture, those with less than a pixel of it are left out, those that cover less than `min_area`
     of it are not looked at; all of that, and pictures without a box, are counted.
@@ -85,7 +86,14 @@ def samples_of(pictures: Sequence[Picture], *, min_area: float, tally: Tally) ->
             made = sample_of(f"{key}/{numbers[label]}", label, partial(_read, picture.path), picture.path.name)
             mask = None if picture.mask is None else partial(picture.mask, classes)
             samples.append(
-                Sample(made.key, label, made.image, made.extension, mask, partial(_meta, classes, tuple(instances)))
+                Sample(
+                    made.key,
+                    label,
+                    made.image,
+                    made.extension,
+                    mask,
+                    partial(_meta, classes, tuple(instances), key if len(drawn) > 1 else None),
+                )
             )
     return samples
 
@@ -105,10 +113,11 @@ def _sound(picture: Picture, min_area: float, tally: Tally) -> list[Instance]:
     return found
 
 
-def _meta(classes: tuple[str, ...], instances: tuple[Instance, ...]) -> Mapping:
+def _meta(classes: tuple[str, ...], instances: tuple[Instance, ...], picture: str | None) -> Mapping:
     values = {name: 1 + place for place, name in enumerate(classes)}
     signed = [(*i.box, -values[i.label] if i.is_ignored else values[i.label]) for i in instances]
-    return {"classes": list(classes), "boxes": [list(box) for box in signed]}
+    told = {"classes": list(classes), "boxes": [list(box) for box in signed]}
+    return told if picture is None else {**told, "picture": picture}
 
 
 def _read(path: Path) -> bytes:
