@@ -81,7 +81,7 @@ SETTINGS = (
     Setting("Omniglot MAML: stride, 1 query, meta-batch 32", "stride", 1, 32, 0.4),
     Setting("max-pool, 15 queries, meta-batch 4", "max_pool", 15, 4, 0.01),
     Setting("resnet12 on 32 × 32, 1 query, meta-batch 4", "resnet12", 1, 4, 0.01),
-    Setting("segmentation, U-Net-16 on 64 × 64, 5 queries, meta-batch 4", "unet", 5, 4, 0.1, width=16),
+    Setting("segmentation, U-Net-16 on 64 × 64, 5 queries, meta-batch 4", "unet", 5, 4, 0.1, width=16, steps=0),
 )
 DEPTH = 3
 """Halvings of the U-Net."""
