@@ -112,7 +112,7 @@ class Engine(nn.Module):
         if self.plan.abreast > 1:
             return self._abreast(episodes)
         # A part shorter than the others would need a compilation of its own.
-        if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk:
+        if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk and not _has_lone_sample(episodes[0]):
             gradients, outcome = self._from_graph(episodes)
             return self._derived(outcome, [gradients[name] for name in _trained(self.learner)])
         return self._outcome(self.learner, episodes)
@@ -121,7 +121,7 @@ class Engine(nn.Module):
         """The summed outcomes of a chunk, by the learner or a twin of it."""
         device = episodes[0].query.inputs.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            if self.plan.mode != "loop" and len(episodes) > 1:
+            if self.plan.mode != "loop" and len(episodes) > 1 and not _has_lone_sample(episodes[0]):
                 return _together(learner, episodes)
             with around("func" if self.is_traced or learner.transforms else "nothing"):
                 outcomes = [learner(episode) for episode in episodes]
@@ -191,6 +191,12 @@ class Engine(nn.Module):
 
 def _trained(learner: Learner) -> Params:
     return {name: value for name, value in learner.named_parameters() if value.requires_grad}
+
+
+def _has_lone_sample(episode: Episode) -> bool:
+    """Whether support or query is one sample. Under vmap the second derivatives of convolutions of one channels-last image are
+    wrong (torch 2.13: where a dimension is 1 its memory layout cannot be told), so such episodes go one by one."""
+    return 1 in (len(episode.support.inputs), len(episode.query.inputs))
 
 
 def _together(learner: Learner, episodes: Sequence[Episode]) -> Outcome:

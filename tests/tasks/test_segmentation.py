@@ -106,6 +106,23 @@ def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(lea
         assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
 
 
+@pytest.mark.parametrize(("shots", "queries"), [(1, 1), (2, 1), (1, 2)])
+def test_one_image_in_channels_last_has_the_meta_gradient_of_a_loop_too(scenes_root, tmp_path, shots, queries):
+    config = config_for(scenes_root, tmp_path, data={"ways": 1, "queries": 1}, meta={"precision": "float64"})
+    learner = build.learner(config, Index.open(scenes_root))
+    episodes = []
+    for number in range(2):
+        support, query, *rest = noise(number, ways=1)
+        parts = (
+            Batch(*(part.repeat(shots, *[1] * (part.ndim - 1)) for part in support)),
+            Batch(*(part[1 : 1 + queries] for part in query)),
+        )
+        episodes.append(Episode(*parts, *rest))
+    loss, expected = outcome(learner, Plan("loop", 1), episodes)
+    value, found = outcome(learner, Plan("vmap", 2), episodes)
+    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+
+
 def test_every_model_has_the_meta_gradient_of_a_loop_under_vmap(of_model):
     episodes = [noise(number) for number in range(2)]
     loss, expected = outcome(of_model, Plan("loop", 1), episodes)
