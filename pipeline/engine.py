@@ -112,7 +112,7 @@ class Engine(nn.Module):
         if self.plan.abreast > 1:
             return self._abreast(episodes)
         # A part shorter than the others would need a compilation of its own.
-        if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk and not _has_lone_sample(episodes[0]):
+        if self.plan.mode == "compiled" and len(episodes) == self.plan.chunk and self._may_stack(episodes):
             gradients, outcome = self._from_graph(episodes)
             return self._derived(outcome, [gradients[name] for name in _trained(self.learner)])
         return self._outcome(self.learner, episodes)
@@ -121,11 +121,14 @@ class Engine(nn.Module):
         """The summed outcomes of a chunk, by the learner or a twin of it."""
         device = episodes[0].query.inputs.device.type
         with torch.autocast(device, self.autocast, enabled=self.autocast is not None):
-            if self.plan.mode != "loop" and len(episodes) > 1 and not _has_lone_sample(episodes[0]):
+            if self.plan.mode != "loop" and len(episodes) > 1 and self._may_stack(episodes):
                 return _together(learner, episodes)
             with around("func" if self.is_traced or learner.transforms else "nothing"):
                 outcomes = [learner(episode) for episode in episodes]
         return _added(outcomes)
+
+    def _may_stack(self, episodes: Sequence[Episode]) -> bool:
+        return len(episodes) == 1 or self.plan.layout == "first" or not _has_lone_sample(episodes[0])
 
     def _abreast(self, episodes: Sequence[Episode]) -> Outcome:
         """As `forward`, chunks side by side. Who adds up what does not depend on which thread is the faster."""
@@ -194,8 +197,11 @@ def _trained(learner: Learner) -> Params:
 
 
 def _has_lone_sample(episode: Episode) -> bool:
-    """Whether support or query is one sample. Under vmap the second derivatives of convolutions of one channels-last image are
-    wrong (torch 2.13: where a dimension is 1 its memory layout cannot be told), so such episodes go one by one."""
+    """Whether support or query is one sample, which adapted weights must not meet under vmap in channels-last.
+
+    There each episode has weights of its own, and the convolutions of all become one of as many groups. Of one image, whose
+    layout its strides do not tell, torch's own kernel then takes the derivative at the weights from the wrong places.
+    """
     return 1 in (len(episode.support.inputs), len(episode.query.inputs))
 
 
@@ -236,33 +242,35 @@ def _summed(stacked: Outcome) -> Outcome:
     return tree_map(total, stacked)
 
 
-def candidates(count: int, *, room: int, threads: int, patient: bool) -> list[Plan]:
+def candidates(
+    count: int, *, room: int, threads: int, patient: bool, layout: Literal["last", "first"] = "last"
+) -> list[Plan]:
     """The plans worth trying for `count` episodes a rank, of which `room` fit into memory at once.
 
     `threads` is how many chunks may be computed side by side. `patient`: the run is long enough for compiling and for looking
-    at more than a few; a short run should start soon.
+    at more than a few; a short run should start soon. `layout` is that of stacked episodes.
     """
     sizes = sorted({size for size in (8, 16, count) if 1 < size <= min(count, room)})
-    plain = [Plan("loop", 1), *(Plan("vmap", size) for size in sizes)]
-    abreast = _side_by_side(count, room, threads)
+    plain = [Plan("loop", 1), *(Plan("vmap", size, layout) for size in sizes)]
+    abreast = _side_by_side(count, room, threads, layout)
     # Side by side both are faster than not, wherever there is more than one thread.
     quick = abreast or plain[:2]
     if not patient:
         return quick
     late = [plan for plan in (*plain, Plan("loop", 1, "first")) if plan not in quick]
-    late += [plan._replace(layout="first") for plan in abreast[:1]]
+    late += [plan._replace(layout="first") for plan in abreast[:1] if plan.layout == "last"]
     # The parts of a step should be equal: a shorter one would run uncompiled.
     whole = [size for size in sizes if count % size == 0]
-    return [*quick, *late, Plan("compiled", 1), *(Plan("compiled", size) for size in whole[:1])]
+    return [*quick, *late, Plan("compiled", 1), *(Plan("compiled", size, layout) for size in whole[:1])]
 
 
-def _side_by_side(count: int, room: int, threads: int) -> list[Plan]:
+def _side_by_side(count: int, room: int, threads: int, layout: Literal["last", "first"]) -> list[Plan]:
     """Episodes, and chunks of up to eight under `vmap`, side by side; none where there is one thread, or room for one."""
     abreast = min(threads, count, room)
     if abreast < 2:
         return []
     size = min(8, count // 2, room // 2)
-    chunked = [Plan("vmap", size, abreast=min(threads, count // size, room // size))] if size > 1 else []
+    chunked = [Plan("vmap", size, layout, min(threads, count // size, room // size))] if size > 1 else []
     return [Plan("loop", 1, abreast=abreast), *chunked]
 
 
@@ -283,7 +291,8 @@ def measure(
     room = memory // max(1, taken)
     # A GPU is kept busy by one thread.
     threads = 1 if episodes[0].query.inputs.is_cuda else torch.get_num_threads()
-    tried = functools.partial(candidates, len(episodes), room=room, threads=threads)
+    lone = any(map(_has_lone_sample, episodes))
+    tried = functools.partial(candidates, len(episodes), room=room, threads=threads, layout="first" if lone else "last")
     engines = {plan: Engine(learner, plan, autocast) for plan in tried(patient=False)}
     trials = [_try(engine, episodes) for engine in engines.values()]
     if all(trial.reason for trial in trials):

@@ -8,6 +8,7 @@ import torch
 from small import LEARNERS, episode, gradient, make, relative
 
 from pipeline.engine import Engine, Plan, candidates, chunks, measure
+from pipeline.episode import Batch
 
 LOOP = Plan("loop", 1)
 IN_FLOAT32 = {"maml", "maml-max-pool", "maml-vit", "imaml", "meta-lstm", "prototypes", "svm", "cnaps"}
@@ -153,6 +154,23 @@ def test_compiling_is_tried_for_long_runs_alone():
     assert {Plan("compiled", 8), Plan("vmap", 16), Plan("loop", 1, "first")} <= set(
         candidates(16, **asked, patient=True)
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_episodes_of_one_image_are_stacked_with_the_channels_first(threads):
+    plans = candidates(16, room=100, threads=threads, patient=True, layout="first")
+    assert {plan.layout for plan in plans if plan.chunk > 1} == {"first"} and LOOP in plans
+    assert len(set(plans)) == len(plans)
+
+
+def test_only_plans_that_may_stack_one_image_do(monkeypatch):
+    stacked = []
+    monkeypatch.setattr("pipeline.engine._together", lambda learner, episodes: stacked.append(len(episodes)) or 1 / 0)
+    episodes = [one._replace(query=Batch(*(part[:1] for part in one.query))) for one in map(episode, range(2))]
+    Engine(make("maml"), Plan("vmap", 2))(episodes)
+    assert not stacked
+    with pytest.raises(ZeroDivisionError):
+        Engine(make("maml"), Plan("vmap", 2, "first"))(episodes)
 
 
 @pytest.mark.parametrize(

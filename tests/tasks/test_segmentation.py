@@ -106,8 +106,9 @@ def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(lea
         assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
 
 
+@pytest.mark.parametrize("layout", ["last", "first"])
 @pytest.mark.parametrize(("shots", "queries"), [(1, 1), (2, 1), (1, 2)])
-def test_one_image_in_channels_last_has_the_meta_gradient_of_a_loop_too(scenes_root, tmp_path, shots, queries):
+def test_one_image_has_the_meta_gradient_of_a_loop_too(scenes_root, tmp_path, shots, queries, layout):
     config = config_for(scenes_root, tmp_path, data={"ways": 1, "queries": 1}, meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
     episodes = []
@@ -119,7 +120,7 @@ def test_one_image_in_channels_last_has_the_meta_gradient_of_a_loop_too(scenes_r
         )
         episodes.append(Episode(*parts, *rest))
     loss, expected = outcome(learner, Plan("loop", 1), episodes)
-    value, found = outcome(learner, Plan("vmap", 2), episodes)
+    value, found = outcome(learner, Plan("vmap", 2, layout), episodes)
     assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
 
 
