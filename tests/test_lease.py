@@ -99,5 +99,5 @@ def test_of_two_that_take_over_at_once_one_goes_on(tmp_path, unlocked):
 
 def test_half_a_lease_is_none(tmp_path):
     (tmp_path / "lease.json").write_text('{"host": "o')
-    with lease(tmp_path):
-        pass
+    with lease(tmp_path, "two") as taken:
+        assert not taken.before and json.loads((tmp_path / "lease.json").read_text())["host"] == "two"

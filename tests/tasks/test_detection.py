@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
-from gloo import on_ranks, work_here
-from small import gradient, relative, small_config
+from laws import is_slope, plans_agree, ranks_agree, reaches_every_parameter
+from small import relative, small_config
 
 from pipeline import build, checkpoint, evaluate, train
-from pipeline.config import dump
 from pipeline.data.index import Index
-from pipeline.engine import Engine, Plan, chunks
+from pipeline.engine import Plan
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.frozen import frozen_encoder
@@ -83,60 +82,26 @@ def learner(request, scenes_root, tmp_path):
     return build.learner(config, Index.open(scenes_root))
 
 
-def outcome(learner, plan: Plan, episodes) -> tuple[float, torch.Tensor]:
-    engine, loss = Engine(learner, plan), 0.0
-    for part in chunks(episodes, plan):
-        found = engine(part)
-        found.loss.backward()
-        loss += found.loss.item()
-    flat = gradient(learner)
-    learner.zero_grad()
-    return loss, flat
-
-
 def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
     """Although the episodes have other numbers of boxes, some of them not to be looked at."""
     episodes = [noise(number) for number in range(3)]
-    loss, expected = outcome(learner, Plan("loop", 1), episodes)
-    assert expected.isfinite().all()
-    for plan in (Plan("vmap", 2), Plan("loop", 1, abreast=2)):
-        value, found = outcome(learner, plan, episodes[::-1])
-        assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
+    plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
 
 
 def test_every_parameter_gets_a_gradient(learner):
-    Engine(learner, Plan("loop", 1))([noise(0)]).loss.backward()
-    lacking = [name for name, value in learner.named_parameters() if value.requires_grad and value.grad is None]
-    assert not lacking
+    reaches_every_parameter(learner, noise(0))
 
 
 def test_the_meta_gradient_is_that_of_its_value(scenes_root, tmp_path):
     config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
-    learner.outcome(noise(0)).loss.backward()
-    weight = learner.model.get_parameter("encoder.first.conv.weight")
-    direction = torch.randn_like(weight)
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            weight.add_(sign * 1e-6 * direction)
-        values.append(learner.outcome(noise(0)).loss.item())
-        with torch.no_grad():
-            weight.sub_(sign * 1e-6 * direction)
-    slope = (values[0] - values[1]) / 2e-6
-    assert slope == pytest.approx((weight.grad * direction).sum().item(), rel=1e-3)
+    is_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-6, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["maml", "prototypes"])
 def test_two_workers_and_one_end_with_the_same_losses(scenes_root, tmp_path, name):
     config = config_for(scenes_root, tmp_path, learner=LEARNERS[name], meta={"precision": "float64", "batch": 3})
-    work_here(dump(config), str(tmp_path / "one"))
-    on_ranks(2, work_here, dump(config), str(tmp_path / "two"))
-    one, two = (checkpoint.latest(tmp_path / run / "checkpoints").learner for run in ("one", "two"))
-    assert history(tmp_path / "one").series["train/loss"] == pytest.approx(
-        history(tmp_path / "two").series["train/loss"], rel=1e-6
-    )
-    assert one.keys() == two.keys()
+    ranks_agree(config, tmp_path)
 
 
 def test_padding_changes_nothing():

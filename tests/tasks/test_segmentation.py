@@ -4,14 +4,15 @@ import math
 
 import pytest
 import torch
-from gloo import on_ranks, work_here
-from small import gradient, relative, small_config
+from gloo import work_here
+from laws import is_slope, plans_agree, ranks_agree, reaches_every_parameter
+from small import small_config
 
 from pipeline import build, checkpoint, evaluate, train
 from pipeline.build_task import task
 from pipeline.config import dump
 from pipeline.data.index import Index
-from pipeline.engine import Engine, Plan, chunks
+from pipeline.engine import Plan
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.frozen import frozen_encoder
@@ -86,24 +87,9 @@ def of_model(request, scenes_root, tmp_path):
     return build.learner(config, Index.open(scenes_root))
 
 
-def outcome(learner, plan: Plan, episodes) -> tuple[float, torch.Tensor]:
-    engine, loss = Engine(learner, plan), 0.0
-    for part in chunks(episodes, plan):
-        found = engine(part)
-        found.loss.backward()
-        loss += found.loss.item()
-    flat = gradient(learner)
-    learner.zero_grad()
-    return loss, flat
-
-
 def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
     episodes = [noise(number) for number in range(3)]
-    loss, expected = outcome(learner, Plan("loop", 1), episodes)
-    assert expected.isfinite().all()
-    for plan in (Plan("vmap", 2), Plan("loop", 1, abreast=2)):
-        value, found = outcome(learner, plan, episodes[::-1])
-        assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10, plan
+    plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
 
 
 @pytest.mark.parametrize("layout", ["last", "first"])
@@ -119,58 +105,31 @@ def test_one_image_has_the_meta_gradient_of_a_loop_too(scenes_root, tmp_path, sh
             Batch(*(part[1 : 1 + queries] for part in query)),
         )
         episodes.append(Episode(*parts, *rest))
-    loss, expected = outcome(learner, Plan("loop", 1), episodes)
-    value, found = outcome(learner, Plan("vmap", 2, layout), episodes)
-    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+    plans_agree(learner, [Plan("vmap", 2, layout)], episodes)
 
 
 def test_every_model_has_the_meta_gradient_of_a_loop_under_vmap(of_model):
-    episodes = [noise(number) for number in range(2)]
-    loss, expected = outcome(of_model, Plan("loop", 1), episodes)
-    value, found = outcome(of_model, Plan("vmap", 2), episodes)
-    assert value == pytest.approx(loss, rel=1e-10) and relative(found, expected) < 1e-10
+    plans_agree(of_model, [Plan("vmap", 2)], [noise(number) for number in range(2)])
 
 
 def test_every_parameter_of_a_model_gets_a_gradient(of_model):
-    Engine(of_model, Plan("loop", 1))([noise(0)]).loss.backward()
-    assert not [name for name, value in of_model.named_parameters() if value.grad is None]
+    reaches_every_parameter(of_model, noise(0))
 
 
 def test_every_parameter_gets_a_gradient(learner):
-    outcome(learner, Plan("loop", 1), [noise(0)])
-    Engine(learner, Plan("loop", 1))([noise(0)]).loss.backward()
-    lacking = [name for name, value in learner.named_parameters() if value.requires_grad and value.grad is None]
-    assert not lacking
+    reaches_every_parameter(learner, noise(0))
 
 
 def test_the_meta_gradient_is_that_of_its_value(scenes_root, tmp_path):
     config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
-    learner.outcome(noise(0)).loss.backward()
-    weight = learner.model.get_parameter("encoder.first.conv.weight")
-    direction = torch.randn_like(weight)
-    values = []
-    for sign in (1, -1):
-        with torch.no_grad():
-            weight.add_(sign * 1e-5 * direction)
-        values.append(learner.outcome(noise(0)).loss.item())
-        with torch.no_grad():
-            weight.sub_(sign * 1e-5 * direction)
-    slope = (values[0] - values[1]) / 2e-5
-    assert slope == pytest.approx((weight.grad * direction).sum().item(), rel=1e-4)
+    is_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-5, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["maml", "panet"])
-def test_two_workers_and_one_end_with_the_same_values(scenes_root, tmp_path, name):
+def test_two_workers_and_one_end_with_the_same_losses(scenes_root, tmp_path, name):
     config = config_for(scenes_root, tmp_path, learner=LEARNERS[name], meta={"precision": "float64", "batch": 3})
-    work_here(dump(config), str(tmp_path / "one"))
-    on_ranks(2, work_here, dump(config), str(tmp_path / "two"))
-    one, two = (checkpoint.latest(tmp_path / run / "checkpoints").learner for run in ("one", "two"))
-    # A bias before a cosine or a norm may have a gradient of nothing but rounding, of which Adam makes steps.
-    assert history(tmp_path / "one").series["train/loss"] == pytest.approx(
-        history(tmp_path / "two").series["train/loss"], rel=1e-6
-    )
-    assert one.keys() == two.keys()
+    ranks_agree(config, tmp_path)
 
 
 def test_cross_entropy_by_hand():
