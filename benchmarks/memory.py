@@ -12,7 +12,7 @@ import time
 from functools import partial
 
 import torch
-from throughput import Setting, episodes_of, maml
+from contenders import Setting, episodes_of, maml
 
 from pipeline.engine import Engine, Plan
 from pipeline.episode import Episode

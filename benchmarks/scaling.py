@@ -28,8 +28,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from contenders import Setting, episodes_of, maml
 from loading import glyph_folder
-from throughput import SETTINGS, Setting, episodes_of, maml
+from throughput import SETTINGS
 from torch.multiprocessing import get_context
 from torch.multiprocessing.spawn import spawn
 

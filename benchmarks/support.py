@@ -10,7 +10,7 @@ import argparse
 import time
 
 import torch
-from throughput import Setting, episodes_of
+from contenders import Setting, episodes_of
 
 from pipeline.engine import Engine, Plan
 from pipeline.learners.metric import PrototypeLearner
