@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.data.index import Index
 from pipeline.data.pairs import are_in
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.sampler import Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.judging import ranged, score
 from pipeline.models.heads import directions
@@ -53,7 +54,8 @@ def accuracy(index: Index, features: Tensor, shape: Shape, episodes: int) -> str
     for number in range(episodes):
         drawn = sampler.draw(0, number)
         support, query = (
-            directions(features[torch.from_numpy(rows)]) for rows in (drawn.support.ravel(), drawn.query.ravel())
+            directions(features[torch.from_numpy(rows)])
+            for rows in (np.concatenate(drawn.support), np.concatenate(drawn.query))
         )
         means = directions(support.reshape(shape.ways, shape.shots, -1).mean(1))
         said = (query @ means.T).argmax(1)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,8 @@ from pipeline.data.glyphs import characters, draw
 from pipeline.data.images import EXTENSIONS, encode_png
 from pipeline.data.index import FOLDER, FORMAT, Index, fingerprint
 from pipeline.data.loader import Reader
-from pipeline.data.sampler import Draw, Sampler, Shape
+from pipeline.data.sampler import Draw, Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.data.source import keys_of
 from pipeline.episode import Batch, Episode
@@ -66,10 +67,10 @@ def pillow_reader(source: Path, index: Index, size: int) -> Callable[[Draw], Epi
                 picture = picture.resize((size, size), Image.Resampling.LANCZOS)
             return np.asarray(picture).reshape(size, size, -1)
 
-    def batch(rows: np.ndarray) -> Batch:
-        images = torch.from_numpy(np.stack([image(row) for row in rows.flat]))
+    def batch(by_class: Sequence[np.ndarray]) -> Batch:
+        images = torch.from_numpy(np.stack([image(row) for own in by_class for row in own]))
         inputs = images.permute(0, 3, 1, 2).contiguous().float().div_(255)
-        return Batch(inputs, torch.arange(len(rows)).repeat_interleave(rows.shape[1]))
+        return Batch(inputs, torch.arange(len(by_class)).repeat_interleave(len(by_class[0])))
 
     return lambda drawn: Episode(batch(drawn.support), batch(drawn.query), len(drawn.classes))
 
@@ -174,7 +175,7 @@ def probe(root: Path, episodes: int) -> dict[str, float]:
     for number in range(episodes):
         drawn = sampler.draw(1, number)
         began = time.perf_counter()
-        for row in (*drawn.support.flat, *drawn.query.flat):
+        for row in drawn.rows:
             index.locate(row, "image")
         locate_ms.append(1e3 * (time.perf_counter() - began))
     located_mb = memory_mb()

@@ -37,7 +37,8 @@ from torch.multiprocessing.spawn import spawn
 from pipeline import prepare, ranks
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
-from pipeline.data.sampler import Sampler, Shape, assign
+from pipeline.data.sampler import Sampler, assign
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.engine import Engine, Plan
 from pipeline.loop import meta_step, wrap

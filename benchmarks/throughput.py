@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline import prepare
 from pipeline.data.loader import Loader, Reader
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.sampler import Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.episode import Episode
 

@@ -12,11 +12,12 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.build_encoder import Encoder, encoder, gives_maps
+from pipeline.build_shape import evaluation_shape, is_varied, training_shape
 from pipeline.build_task import task
 from pipeline.data.augment import Augment
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader
-from pipeline.data.sampler import QUARTER_TURNS, Sampler, Shape, classes_of
+from pipeline.data.sampler import QUARTER_TURNS, Sampler, classes_of
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
 from pipeline.episode import Episode, Params
@@ -105,17 +106,6 @@ CHARACTERS = ("glyphs", "scenes", "omniglot")
 """Data sets, by what their importers call them, in which a mirrored image is of another class."""
 MakeLearner = Callable[[RunConfig, Index], Learner]
 """Builds a learner from a config and the index of its data: `learner` below, unless a user brings another."""
-
-
-def training_shape(config: RunConfig) -> Shape:
-    """Ways, shots and queries of the episodes trained on."""
-    return Shape(config.data.ways, config.data.shots, config.data.queries)
-
-
-def evaluation_shape(config: RunConfig) -> Shape:
-    """Ways, shots and queries of the episodes measured on."""
-    data, asked = config.data, config.evaluate
-    return Shape(asked.ways or data.ways, asked.shots or data.shots, asked.queries or data.queries)
 
 
 def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
@@ -378,6 +368,11 @@ def _drops(model: ModelConfig) -> bool:
 
 
 def _check_ways(config: RunConfig, way_out: str = "") -> None:
+    if is_varied(config):
+        raise InputError(
+            f"shape.kind = varied: the head of a {config.learner.kind} learner has one output per way, and ways differ from "
+            f"episode to episode; set shape.kind = fixed{way_out}"
+        )
     if evaluation_shape(config).ways != config.data.ways:
         raise InputError(
             f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {config.learner.kind} "

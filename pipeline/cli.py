@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -231,6 +231,9 @@ def evaluate(
     ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
     shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
     queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="fixed, varied or long_tailed ways and shots; none: as in the config")
+    ] = None,
     test_steps: Annotated[
         int | None, typer.Option(help="inner steps of a gradient learner; none: as configured")
     ] = None,
@@ -253,7 +256,7 @@ def evaluate(
     from pipeline.watch import counting
 
     other = root_of(data) if data else None
-    asked = _named(ways=ways, shots=shots, queries=queries)
+    asked = _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
     if mirror and not pairs:
         raise InputError("--mirror is for --pairs; leave it out, or ask for pairs")
     if pairs:
@@ -295,6 +298,9 @@ def compare(
     ] = None,
     shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
     queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="fixed, varied or long_tailed ways and shots; none: as in the config")
+    ] = None,
     workers: Workers = 1,
     json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
     runs: Runs = Path("runs"),
@@ -307,7 +313,9 @@ def compare(
     from pipeline.watch import counting
 
     modes = verb.modes_of(mode)
-    rivals = verb.contenders(targets, runs, _named(ways=ways, shots=shots, queries=queries))
+    rivals = verb.contenders(
+        targets, runs, _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
+    )
     with counting("comparing", "runs") as progress:
         found = verb.compare(rivals, split=split, episodes=episodes, modes=modes, workers=workers, progress=progress)
     folder, sent = verb.keep(found, runs)
@@ -399,7 +407,7 @@ def _warn_unless(is_sent: bool) -> None:
         print("MLflow has not got everything; send the rest: metashard sync", file=sys.stderr)
 
 
-def _named(**options: int | None) -> dict[str, int]:
+def _named(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {key: value for key, value in options.items() if value is not None}
 

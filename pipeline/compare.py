@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import build, evaluate, session, spool, tracking
-from pipeline.data.sampler import Shape
+from pipeline.data.shapes import LongTailed, Shaping, Varied
 from pipeline.errors import InputError
 from pipeline.evaluate import MODES, Restored, Subject
 from pipeline.judging import Score, score
@@ -18,6 +18,8 @@ from pipeline.tracking import SyncReport
 NAME = "compare"
 RESULT_FILE, EPISODES_FILE, PICTURE_FILE = "comparison.json", "episodes.json", "comparison.png"
 Progress = Callable[[int, int], None]
+SIZES = {"shape", *Varied._fields, *LongTailed._fields}
+"""What decides how large episodes are, and can be asked for."""
 
 
 class Contender(NamedTuple):
@@ -46,7 +48,7 @@ class Comparison(NamedTuple):
     contenders: Sequence[Contender]
     metric: str
     split: str
-    shape: Shape
+    shape: Shaping
     fingerprint: str
     values: dict[Mode, list[list[float]]]
 
@@ -67,7 +69,7 @@ class Comparison(NamedTuple):
         return {
             "metric": self.metric,
             "split": self.split,
-            **self.shape._asdict(),
+            **self.shape.told(),
             "episodes": len(next(iter(self.values.values()))[0]),
             "data_fingerprint": self.fingerprint,
         }
@@ -105,7 +107,7 @@ def modes_of(text: str) -> tuple[Mode, ...]:
     return (Mode(text),)
 
 
-def contenders(targets: Sequence[Path], runs: Path, asked: Mapping[str, int]) -> list[Contender]:
+def contenders(targets: Sequence[Path], runs: Path, asked: Mapping[str, Any]) -> list[Contender]:
     """The runs (or checkpoints) that a person names, with other keys of `evaluate` for all of them if asked.
 
     Raises:
@@ -158,11 +160,12 @@ def _check_alike(contenders: Sequence[Contender], found: Sequence[Restored], spl
     first = _drawn_from(found[0], split)
     for contender, restored in zip(contenders, found, strict=True):
         own = _drawn_from(restored, split)
-        keys = [key for key in first if first[key] != own[key]]
+        keys = [key for key in first | own if first.get(key) != own.get(key)]
         if keys:
-            is_shape = set(keys) <= set(Shape._fields)
-            way_out = "give --ways, --shots and --queries" if is_shape else "compare runs of the same data and seed"
-            named = "; ".join(f"{key}: {first[key]} -> {own[key]}" for key in keys)
+            way_out = "compare runs of the same data and seed"
+            if set(keys) <= SIZES:
+                way_out = f"give --ways, --shots and --queries{', and --shape' if 'shape' in keys else ''}"
+            named = "; ".join(f"{key}: {first.get(key)} -> {own.get(key)}" for key in keys)
             raise InputError(f"{contender.name} has other episodes than {contenders[0].name}: {named}; {way_out}")
 
 
@@ -173,7 +176,7 @@ def _drawn_from(found: Restored, split: str) -> dict[str, Any]:
     settings = {"data.fingerprint": index.fingerprint[:16], "data.rotations": config.data.rotations}
     # Episodes of the training split follow the run's own seed and lanes.
     deals = {"data.lanes": sampler.lanes, "data.deal_every": sampler.deal_every if sampler.lanes > 1 else 0}
-    return {"task.kind": config.task.kind, **settings, "seed": sampler.seed, **deals, **sampler.shape._asdict()}
+    return {"task.kind": config.task.kind, **settings, "seed": sampler.seed, **deals, **sampler.shape.told()}
 
 
 def keep(comparison: Comparison, runs: Path) -> tuple[Path, SyncReport]:

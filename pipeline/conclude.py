@@ -14,9 +14,11 @@ import torch
 
 from pipeline import build, checkpoint, evaluate, spool, tracking
 from pipeline.build import MakeLearner
+from pipeline.build_shape import evaluation_shape
 from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.shapes import in_words
 from pipeline.evaluate import Subject
 from pipeline.judging import examine, ranged, score, shown
 from pipeline.learners.gradient import GradientLearner
@@ -171,7 +173,7 @@ def _draw_roc(path: Path, config: RunConfig, index: Index, learner: Learner) -> 
     bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
     episodes = frozen(sampler, reader, range(min(CURVE_EPISODES, config.evaluate.episodes)))
     tallies = torch.stack([examine(learner, bring(plain), mode=mode).tally for _, plain in episodes])
-    shape = build.evaluation_shape(config)
+    shape = evaluation_shape(config)
     title = f"{len(tallies)} episodes of {shape.ways} ways and {shape.shots} shots, {mode.value}"
     far, tar = roc.curve_of(trials(tallies))
     return roc_picture(path, (far.numpy(), tar.numpy()), title=title)
@@ -225,8 +227,7 @@ def finished_text(run: Path, result: dict[str, Any], uri: str, *, is_sent: bool)
     metric, chosen = test["metric"], test[result["mode"]]
     lines = [
         f"run        {run}",
-        f"test       {test['ways']}-way {test['shots']}-shot, {test['queries']} queries per class, "
-        f"{chosen[metric]['episodes']} episodes of classes never seen in training",
+        f"test       {in_words(test)}, {chosen[metric]['episodes']} episodes of classes never seen in training",
     ]
     for mode in Mode:
         found, floor = (ranged(metric, side[mode.value][metric]) for side in (test, untrained))

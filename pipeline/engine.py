@@ -72,8 +72,11 @@ def signature(episode: Episode) -> tuple:
 
 
 def chunks(episodes: Sequence[Episode], plan: Plan) -> list[list[Episode]]:
-    """The episodes in parts of one signature, each for one forward: at most `plan.chunk`, or all for chunks side by side."""
+    """The episodes in parts, each for one forward: of one signature, at most `plan.chunk`, or all for chunks side by side.
+    Chunks of one episode need not be alike."""
     ordered = sorted(episodes, key=signature)
+    if plan.abreast > 1 and plan.chunk == 1:
+        return [ordered]
     groups = [list(group) for _, group in groupby(ordered, key=signature)]
     return groups if plan.abreast > 1 else [part for group in groups for part in _cut(group, plan.chunk)]
 
@@ -102,7 +105,7 @@ class Engine(nn.Module):
         self.learner.to(memory_format=layout)  # pyright: ignore[reportCallIssue]  (torch's stubs lack this overload)
 
     def forward(self, episodes: Sequence[Episode]) -> Outcome:
-        """Sum of loss, metrics and norm statistics over the episodes, which share one signature.
+        """Sum of loss, metrics and norm statistics over the episodes of a part (`chunks`).
 
         Without episodes the loss is a zero that depends on every parameter: a backward through it lets DDP settle
         its buckets before the first step, so that a resumed process adds in the same order as the first.
@@ -287,7 +290,8 @@ def measure(
     Each runs once to warm up, then twice for its time. `memory` is the budget in bytes. Where `steps` meta-steps at the best
     speed so far would take longer than `COMPILE_S`, more plans are tried, compiled ones too.
     """
-    taken = peak_bytes(lambda: _pass(Engine(learner, Plan("loop", 1), autocast), episodes[:1]))
+    largest = max(episodes, key=lambda episode: len(episode.support.inputs) + len(episode.query.inputs))
+    taken = peak_bytes(lambda: _pass(Engine(learner, Plan("loop", 1), autocast), [largest]))
     room = memory // max(1, taken)
     # A GPU is kept busy by one thread.
     threads = 1 if episodes[0].query.inputs.is_cuda else torch.get_num_threads()

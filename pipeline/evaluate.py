@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.data.root import Root
-from pipeline.data.sampler import Shape
+from pipeline.data.shapes import LongTailed, Shaping
 from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.frozen import frozen_encoder
@@ -64,20 +65,24 @@ class Restored(NamedTuple):
 class Evaluation(NamedTuple):
     """Scores by mode and metric, with what they were measured on; `pooled` are figures that only all episodes together have.
 
-    `inner_steps` is how many a gradient learner took on every episode, `metric` the task's headline.
+    `drawn` are the ways of an episode and the shots of a class, on average. `inner_steps` is how many a gradient learner took on
+    every episode, `metric` the task's headline.
     """
 
     scores: dict[Mode, dict[str, Score]]
     pooled: dict[Mode, dict[str, Pooled]]
     split: str
-    shape: Shape
+    shape: Shaping
+    drawn: tuple[float, float]
     step: int
     inner_steps: int | None
     metric: str
 
     def as_json(self) -> dict[str, Any]:
         """The settings, and by mode and metric `mean`, `interval` (where there is one) and `episodes`."""
-        told: dict[str, Any] = {"split": self.split, **self.shape._asdict()}
+        told: dict[str, Any] = {"split": self.split, **self.shape.told()}
+        if self.shape.cost is None:
+            told |= dict(zip(("mean_ways", "mean_shots"), self.drawn, strict=True))
         told |= {"step": self.step, "inner_steps": self.inner_steps, "metric": self.metric}
         for mode, scores in self.scores.items():
             (episodes,) = {found.episodes for found in scores.values()}
@@ -100,13 +105,17 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     found, rows = measure(subject, split=split, episodes=episodes, workers=workers)
     by_mode = {mode: [row[mode] for row in rows] for mode in MODES}
     drawing = build.sampler(found.config, found.index, split)
-    classes = [drawing.draw(0, number).classes for number in range(episodes)]
+    draws = [drawing.draw(0, number) for number in range(episodes)]
+    classes = [draw.classes for draw in draws]
+    ways = [len(draw.classes) for draw in draws]
+    shots = [fmean(len(own) for own in draw.support) for draw in draws]
     step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
     return Evaluation(
         {mode: _scores(own) for mode, own in by_mode.items()},
         {mode: pooled(found.learner.task, own, classes) for mode, own in by_mode.items()},
         split,
         drawing.shape,
+        (fmean(ways), fmean(shots)),
         step,
         found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
         found.learner.task.headline,
@@ -260,10 +269,11 @@ def _judged(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     learner.to(device)
     bring = build.place(config, device)
+    by_shots = isinstance(build.sampler(config, index, split).shape, LongTailed)
 
     def judge(learner: Learner, numbers: Iterable[int]) -> list[tuple[int, dict[Mode, Judgement]]]:
         episodes = frozen(build.sampler(config, index, split), build.reader(config, index, channels), numbers)
-        return list(judged(learner, episodes, modes=modes, place=bring))
+        return list(judged(learner, episodes, modes=modes, place=bring, by_shots=by_shots))
 
     return on_all_threads(learner, judge, numbers)
 
@@ -284,7 +294,7 @@ def subject_of(
     path: Path,
     *,
     data: Root | None = None,
-    asked: Mapping[str, int] = MappingProxyType({}),
+    asked: Mapping[str, Any] = MappingProxyType({}),
     test_steps: int | None = None,
 ) -> Subject:
     """A checkpoint with the config it carries; on other data, with other keys of `evaluate` or other inner steps, if asked.
@@ -321,13 +331,16 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
     kept = folder / f"{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     write(evaluation.as_json(), kept)
     told = spool.Spool(run)
-    ways, shots, queries = evaluation.shape
+    settings = evaluation.shape.told()
+    kind = f"{settings.pop('shape')}-" if "shape" in settings else ""
+    ways, shots, queries, *others = settings.values()
+    tail = "".join(f"-{name}{value:g}" for name, value in zip(list(settings)[3:], others, strict=True))
     usual = checkpoint.load(path).config["learner"]
     is_usual = evaluation.inner_steps in (None, usual.get("test_steps") or usual.get("steps"))
     for mode, metrics in evaluation.scores.items():
         (episodes,) = {found.episodes for found in metrics.values()}
         # A series has one value per step: what is measured otherwise has another name.
-        shape = f"{ways}way-{shots}shot-{queries}query-{episodes}episodes"
+        shape = f"{kind}{ways}way-{shots}shot-{queries}query{tail}-{episodes}episodes"
         shape += "" if is_usual else f"-{evaluation.inner_steps}steps"
         means = {name: found.mean for name, found in (metrics | evaluation.pooled[mode]).items()}
         start = f"evaluate/{evaluation.split}-{shape}/{mode.value}"

@@ -67,11 +67,14 @@ class Judgement(NamedTuple):
     tally: Tensor
 
 
-def examine(learner: Learner, episode: Episode, *, mode: Mode) -> Judgement:
-    """All that there is to say of one episode after adapting on its support."""
+def examine(learner: Learner, episode: Episode, *, mode: Mode, by_shots: bool = False) -> Judgement:
+    """All that there is to say of one episode after adapting on its support; `by_shots`: also of its classes with many, with some
+    and with few support samples apart, which the task must know to tell."""
     task, predictor = learner.task, learner.adapt(episode.support, episode.ways, mode=mode)
     answers = predictor(episode.query.inputs), episode.query.targets
     metrics = {**task.metrics(*answers), **task.details(*answers)}
+    if by_shots:
+        metrics |= task.by_shots(*answers, torch.bincount(episode.support.targets, minlength=episode.ways))
     return Judgement({name: value.item() for name, value in metrics.items()}, task.tally(*answers))
 
 
@@ -90,12 +93,17 @@ Place = Callable[[Episode], Episode]
 
 
 def judged(
-    learner: Learner, episodes: Iterable[tuple[int, Episode]], *, modes: Sequence[Mode], place: Place
+    learner: Learner,
+    episodes: Iterable[tuple[int, Episode]],
+    *,
+    modes: Sequence[Mode],
+    place: Place,
+    by_shots: bool = False,
 ) -> Iterator[tuple[int, dict[Mode, Judgement]]]:
-    """Yield (number, judgement by mode) for each (number, episode)."""
+    """Yield (number, judgement by mode) for each (number, episode); `by_shots` as in `examine`."""
     for number, episode in episodes:
         here = place(episode)
-        yield number, {mode: examine(learner, here, mode=mode) for mode in modes}
+        yield number, {mode: examine(learner, here, mode=mode, by_shots=by_shots) for mode in modes}
 
 
 def shared_score(own: Iterable[tuple[int, float]], episodes: int, device: torch.device) -> Score:

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import ranks
 from pipeline.archive import Archive
+from pipeline.build_shape import is_varied
 from pipeline.data.loader import Loader
 from pipeline.engine import LOOP, Plan, Trial, measure, signature
 from pipeline.episode import Episode
@@ -42,7 +43,7 @@ def chosen(
     else:
         plan = None
         if ranks.rank() == 0:
-            episodes = [bring(loader.episode(0, number)) for number in loader.numbers]
+            episodes = [bring(loader.episode(0, number)) for number in loader.numbers(0)]
             trials = measured(config, learner, episodes, autocast, archive)
             plan = trials[0].plan
         plan = Plan(*ranks.told_by_first(plan))
@@ -62,7 +63,9 @@ def measured(
         found = [Trial(Plan(*plan), math.inf if seconds is None else seconds, reason) for plan, seconds, reason in rows]
         if found:
             return found
-    trials = measure(learner, episodes, autocast, steps=config.meta.steps, memory=_memory(config, episodes[0]))
+    # Every new shape would be compiled anew.
+    steps = 0 if is_varied(config) else config.meta.steps
+    trials = measure(learner, episodes, autocast, steps=steps, memory=_memory(config, episodes[0]))
     rows = [[list(t.plan), None if math.isinf(t.seconds) else t.seconds, t.reason] for t in trials]
     archive.keep_plan(name, json.dumps(rows))
     return trials

@@ -28,6 +28,7 @@ from pipeline import mirror, pictures, spool, tracking
 from pipeline.data.index import FOLDER as INDEX_FOLDER
 from pipeline.data.index import Index
 from pipeline.data.root import Root, Url
+from pipeline.data.shapes import in_words
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.judging import ranged, shown
@@ -139,7 +140,7 @@ def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
     """A table of evaluations: by name what `Evaluation.as_json` gives."""
     table = Table("checkpoint", "episodes", "mode", "metric", "mean ± 95 %", box=box.SIMPLE_HEAD)
     for name, result in results.items():
-        shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+        shape = f"{result['split']} {in_words(result, of_each='queries')}"
         for mode, metrics in result.items():
             if not isinstance(metrics, Mapping):
                 continue
@@ -150,7 +151,7 @@ def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
 
 def print_comparison(result: Mapping[str, Any]) -> None:
     """A table of what `Comparison.as_json` gives; accuracies and their like in %, differences in points of them."""
-    shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+    shape = f"{result['split']} {in_words(result, of_each='queries')}"
     print(f"{result['episodes']} of {shape}; differences from the first run on the same episodes")
     value, difference = f"{result['metric']} ± 95 %", "difference ± 95 %"
     table = Table("run", "checkpoint", "mode", value, difference, "excludes zero", box=box.SIMPLE_HEAD)
@@ -168,7 +169,7 @@ def print_comparison(result: Mapping[str, Any]) -> None:
 
 def print_seeds(result: Mapping[str, Any]) -> None:
     """A table of what `seeds.Summary.as_json` gives: over seeds, within a run, and run by run."""
-    shape = f"{result['split']} {result['ways']}-way {result['shots']}-shot, {result['queries']} queries"
+    shape = f"{result['split']} {in_words(result, of_each='queries')}"
     runs = result["runs"]
     print(
         f"{len(runs)} seeds, {result['episodes']} of {shape}; ± sd: how far a seed's value lies from the mean of all seeds"

@@ -75,6 +75,33 @@ class AugmentConfig(Config):
     """Side of a square, as a share of the image's, that is blotted out."""
 
 
+class FixedConfig(Config):
+    """Every episode has `ways` classes, and `shots` and `queries` samples of each."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class VariedConfig(Config):
+    """Ways and shots are drawn for every episode, shots for every class (Meta-Dataset). `ways` and `queries` are the most there
+    are, `shots` the most that a class adds to the size of a support; the paper has 50, 10 and 100."""
+
+    kind: Literal["varied"] = "varied"
+    least_ways: AtLeastTwo = 5
+    support: PositiveInt = 500
+    """The most support samples of an episode."""
+
+
+class LongTailedConfig(Config):
+    """`ways` classes and `shots` samples of each on average, ever fewer from class to class; `queries` of each."""
+
+    kind: Literal["long_tailed"] = "long_tailed"
+    imbalance: Annotated[FiniteFloat, Number, Field(gt=1)] = 10.0
+    """How many times as many shots the largest class has as the smallest."""
+
+
+ShapeConfig = Annotated[FixedConfig | VariedConfig | LongTailedConfig, Field(discriminator="kind")]
+
+
 class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
@@ -83,6 +110,8 @@ class DataConfig(Config):
     ways: PositiveInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15
+    shape: ShapeConfig = FixedConfig()
+    """What becomes of these three in an episode."""
     rotations: bool = False
     """Every class counts four times, once per quarter turn."""
     invert: bool = False
@@ -750,6 +779,7 @@ class EvaluateConfig(Config):
     ways: PositiveInt | None = None
     shots: PositiveInt | None = None
     queries: PositiveInt | None = None
+    shape: ShapeConfig | None = None
     episodes: AtLeastTwo = 600
     mode: Literal["inductive", "transductive"] = "inductive"
     """The figure by which checkpoints are chosen; both are reported."""

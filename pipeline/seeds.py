@@ -174,7 +174,7 @@ def evaluate_all(
     episodes: int,
     workers: int,
     data: Root | None = None,
-    asked: Mapping[str, int] | None = None,
+    asked: Mapping[str, Any] | None = None,
     test_steps: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Summary:

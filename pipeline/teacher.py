@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline import build, checkpoint
+from pipeline.build_shape import is_varied
 from pipeline.config import parse
 from pipeline.data.index import Index
 from pipeline.data.sampler import classes_of
@@ -53,7 +54,10 @@ def _differences(theirs: RunConfig, trained: Index, config: RunConfig, index: In
     """A sentence for everything in which a teacher speaks of something else."""
     told = {"task": (theirs.task.kind, config.task.kind), "images": (_images(theirs, trained), _images(config, index))}
     if build.has_fixed_head(theirs):
-        told["episodes"] = (f"{theirs.data.ways}-way", f"{config.data.ways}-way")
+        told["episodes"] = (
+            f"{theirs.data.ways}-way",
+            "of varied ways" if is_varied(config) else f"{config.data.ways}-way",
+        )
     both = isinstance(config.learner, SupervisedConfig) and isinstance(theirs.learner, SupervisedConfig)
     if both:
         told["data.rotations"] = (str(theirs.data.rotations), str(config.data.rotations))

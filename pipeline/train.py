@@ -190,7 +190,7 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
         for lane in range(source.lanes):
             source.draw(0, lane)
-    assign([training.cost] * config.meta.batch, config.workers.most, lanes=data.lanes)
+    assign(training.costs(0, config.meta.batch), config.workers.most, lanes=data.lanes)
     learner = started(config, index, make_learner) if is_new else make_learner(config, index)
     taught(config, index, learner)
     return index

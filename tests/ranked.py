@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from small import episode, make
+from small import episode, gradient, make, ragged
 
 from pipeline import ranks
 from pipeline.data.loader import Share
 from pipeline.data.sampler import assign
 from pipeline.engine import Engine, Plan
+from pipeline.episode import Episode
 from pipeline.judging import Score
 from pipeline.loop import Budget, Hooks, Progress, meta_step, meta_train, wrap
 from pipeline.notices import Notices
@@ -36,24 +37,38 @@ class Feed:
         return Share(self.numbers, made)
 
 
-def one_gradient(name: str, dtype: torch.dtype, plan: Plan) -> list[float]:
+def ragged_share(dtype: torch.dtype) -> list[Episode]:
+    """This rank's episodes of a step in which ways and shots differ, shared out by what they cost."""
+    episodes = [ragged(number, 2 + number % 4).to("cpu", dtype) for number in range(BATCH)]
+    costs = [len(one.support.inputs) + len(one.query.inputs) for one in episodes]
+    return [episodes[number] for number in assign(costs, ranks.world())[ranks.rank()]]
+
+
+def one_gradient(name: str, dtype: torch.dtype, plan: Plan, *, is_ragged: bool) -> list[float]:
     """The reduced meta-gradient of the first step."""
     learner = make(name).to(dtype)
     engine = Engine(learner, plan)
     module = wrap(engine)
-    share = Feed(dtype).share(0, last=1)
-    meta_step(module, engine, share.episodes, scale=ranks.world() / BATCH)
-    return torch.cat([p.grad.flatten() for p in learner.parameters()]).tolist()
+    episodes = ragged_share(dtype) if is_ragged else Feed(dtype).share(0, last=1).episodes
+    meta_step(module, engine, episodes, scale=ranks.world() / BATCH)
+    return gradient(learner).tolist()
 
 
-GRADIENTS = (("maml", Plan("loop", 1)), ("maml-max-pool", Plan("vmap", 2)), ("prototypes", Plan("loop", 1)))
+GRADIENTS = (
+    ("maml", Plan("loop", 1), False),
+    ("maml-max-pool", Plan("vmap", 2), False),
+    ("prototypes", Plan("loop", 1), False),
+    ("prototypes", Plan("vmap", 2), True),
+    ("protomaml", Plan("loop", 1), True),
+)
+"""Learner, plan, and whether episodes are ragged."""
 
 
-def gradients() -> dict[tuple[str, torch.dtype], list[float]]:
+def gradients() -> dict[tuple[str, torch.dtype, bool], list[float]]:
     """The reduced meta-gradients of all cases: starting ranks takes seconds, so they do them all at once."""
     return {
-        (name, dtype): one_gradient(name, dtype, plan)
-        for name, plan in GRADIENTS
+        (name, dtype, is_ragged): one_gradient(name, dtype, plan, is_ragged=is_ragged)
+        for name, plan, is_ragged in GRADIENTS
         for dtype in (torch.float32, torch.float64)
     }
 
@@ -73,7 +88,7 @@ def long_losses() -> dict[str, list[float]]:
     return {name: some_steps(name, 20, Plan("loop", 1))["losses"] for name in ("maml", "prototypes")}
 
 
-def gradients_and_losses() -> tuple[dict[tuple[str, torch.dtype], list[float]], dict[str, object]]:
+def gradients_and_losses() -> tuple[dict[tuple[str, torch.dtype, bool], list[float]], dict[str, object]]:
     """Both of the above, for the price of starting the ranks once."""
     return gradients(), long_losses()
 

@@ -320,6 +320,19 @@ def episode(number: int, *, shots: int = 2, queries: int = 3) -> Episode:
     return Episode(batch(shots), batch(queries), WAYS, torch.tensor(number))
 
 
+def ragged(number: int, ways: int = WAYS) -> Episode:
+    """As `episode`; class c has 1 + (c + number) mod 3 support samples, and all have two queries."""
+    generator = torch.Generator().manual_seed(number)
+
+    def batch(counts: list[int]) -> Batch:
+        targets = torch.arange(ways).repeat_interleave(torch.tensor(counts))
+        noise = torch.rand(len(targets), 1, 16, 16, generator=generator, dtype=torch.float64)
+        return Batch(noise + targets[:, None, None, None] * torch.linspace(0, 1, 16, dtype=torch.float64), targets)
+
+    support = batch([1 + (label + number) % 3 for label in range(ways)])
+    return Episode(support, batch([2] * ways), ways, torch.tensor(number))
+
+
 def gradient(learner: torch.nn.Module) -> torch.Tensor:
     """All gradients in one vector."""
     return torch.cat([p.grad.flatten() for p in learner.parameters() if p.requires_grad])

@@ -12,10 +12,11 @@ from small import small_config
 from tars import picture, write_tar
 
 from pipeline import build, prepare
+from pipeline.build_shape import evaluation_shape, training_shape
 from pipeline.build_task import task
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
-from pipeline.data.sampler import Shape
+from pipeline.data.shapes import Shape
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
@@ -396,14 +397,14 @@ def test_evaluation_episodes_are_frozen_whatever_the_seed_of_training(config, in
     asked = {"evaluate": {"shots": 2}}
     one, two = (build.sampler(config(seed=seed, **asked), index, "test") for seed in (0, 8))
     assert one.shape == Shape(3, 2, 2) and one.draw(0, 3).classes == two.draw(0, 3).classes
-    assert (one.draw(0, 3).query == two.draw(0, 3).query).all()
+    assert np.array_equal(one.draw(0, 3).query, two.draw(0, 3).query)
     one, two = (build.sampler(config(seed=seed, **asked), index, "train") for seed in (0, 8))
     assert one.shape == Shape(3, 1, 2) and one.draw(0, 3).classes != two.draw(0, 3).classes
 
 
 def test_what_evaluate_does_not_name_is_as_in_training(config):
-    assert build.evaluation_shape(config()) == build.training_shape(config()) == Shape(3, 1, 2)
-    assert build.evaluation_shape(config(evaluate={"ways": 4, "queries": 9})) == Shape(4, 1, 9)
+    assert evaluation_shape(config()) == training_shape(config()) == Shape(3, 1, 2)
+    assert evaluation_shape(config(evaluate={"ways": 4, "queries": 9})) == Shape(4, 1, 9)
 
 
 def rates(config, schedule, steps=100) -> list[float]:

@@ -17,7 +17,8 @@ from pipeline import build, checkpoint, conclude, evaluate, prepare, report
 from pipeline.build_encoder import encoder as make_encoder
 from pipeline.config import dump
 from pipeline.data.index import Index
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.sampler import Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.embed import embed
 from pipeline.errors import InputError
@@ -91,7 +92,7 @@ def test_episodes_and_predictions_are_those_for_images(tmp_path, glyphs_root, ki
         for found in each:
             drawn = build.sampler(found.config, found.index, "test").draw(0, number)
             episode = build.reader(found.config, found.index, found.channels).episode(drawn)
-            keys.append([found.index.key(row) for row in (*drawn.support.flat, *drawn.query.flat)])
+            keys.append([found.index.key(row) for row in drawn.rows])
             adapted = found.learner.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)
             predictions.append(adapted(episode.query.inputs))
         assert keys[0] == keys[1]
@@ -160,7 +161,7 @@ def test_an_interrupted_embedding_goes_on_where_it_stopped(in_three_tars, weight
         ]
         for number in range(6):
             one, other = (sampler.draw(0, number) for sampler in samplers)
-            assert (one.support == other.support).all() and (one.query == other.query).all()
+            assert np.array_equal(one.rows, other.rows)
     save_file({name: value + 1 for name, value in load_file(weights).items()}, weights)
     with pytest.raises(InputError, match=f"{out}: holds a pack of other images or options, or another encoder's"):
         made(out)

@@ -5,26 +5,14 @@ import threading
 
 import pytest
 import torch
+from executed import LOOP, run
 from small import LEARNERS, episode, gradient, make, relative
 
 from pipeline.engine import Engine, Plan, candidates, chunks, measure
 from pipeline.episode import Batch
 
-LOOP = Plan("loop", 1)
 IN_FLOAT32 = {"maml", "maml-max-pool", "maml-vit", "imaml", "meta-lstm", "prototypes", "svm", "cnaps"}
 """One learner of every kind of mathematics that loses digits in a way of its own."""
-
-
-def run(learner: torch.nn.Module, plan: Plan, episodes) -> tuple[float, torch.Tensor, dict]:
-    engine, loss, statistics = Engine(learner, plan), 0.0, []
-    for part in chunks(episodes, plan):
-        outcome = engine(part)
-        outcome.loss.backward()
-        loss += outcome.loss.item()
-        statistics.append(outcome.statistics)
-    flat = gradient(learner)
-    learner.zero_grad()
-    return loss, flat, statistics
 
 
 def agree(learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound: float, *, count: int) -> None:

@@ -22,12 +22,13 @@ BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_any_number_of_workers_gives_the_same_meta_gradient_and_losses(world):
-    """Meta-batch 5, so that the workers have unequal shares; the losses are those of twenty steps in float64."""
+    """Meta-batch 5, so that the workers have unequal shares, some of ragged episodes; the losses are those of twenty steps in
+    float64."""
     alone, losses_alone = gradients_and_losses()
     for found, losses in on_ranks(world, gradients_and_losses):
-        for (name, dtype), expected in alone.items():
-            one, many = torch.tensor(expected, dtype=dtype), torch.tensor(found[name, dtype], dtype=dtype)
-            assert relative(many, one) < BOUNDS[dtype], (name, dtype)
+        for (name, dtype, is_ragged), expected in alone.items():
+            one, many = torch.tensor(expected, dtype=dtype), torch.tensor(found[name, dtype, is_ragged], dtype=dtype)
+            assert relative(many, one) < BOUNDS[dtype], (name, dtype, is_ragged)
         for name, expected in losses_alone.items():
             assert losses[name] == pytest.approx(expected, rel=1e-8)
             assert expected[-1] < expected[0]

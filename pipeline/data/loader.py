@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -51,24 +51,24 @@ class Reader(NamedTuple):
         `shots` images has as many objects.
         """
         roles = ("image", *(("mask",) if self.masks else ()), *(("json",) if self.masks or self.boxes else ()))
-        self.shards.bring([*draw.support.flat, *draw.query.flat], roles)
+        self.shards.bring(draw.rows.tolist(), roles)
         support = self._batch(draw.support, draw, is_support=True)
         return Episode(support, self._batch(draw.query, draw, is_support=False), ways=len(draw.classes))
 
-    def _batch(self, rows: np.ndarray, draw: Draw, *, is_support: bool) -> Batch:
-        images = (self.shards.image(int(row)) for row in rows.flat)
-        turns = np.repeat(draw.turns, rows.shape[1])
-        inputs = self.inputs(rows.flat, images, turns)
-        labels = torch.arange(len(rows)).repeat_interleave(rows.shape[1])
+    def _batch(self, by_class: Sequence[np.ndarray], draw: Draw, *, is_support: bool) -> Batch:
+        rows, counts = np.concatenate(by_class), [len(own) for own in by_class]
+        images = (self.shards.image(int(row)) for row in rows)
+        inputs = self.inputs(rows, images, np.repeat(draw.turns, counts))
+        labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         if self.boxes:
             targets = [
                 self._boxes(int(row), int(way), draw, is_support=is_support)
-                for row, way in zip(rows.flat, labels, strict=True)
+                for row, way in zip(rows, labels, strict=True)
             ]
             return Batch(inputs, torch.from_numpy(np.stack(targets)))
         if not self.masks:
             return Batch(inputs, labels)
-        masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows.flat, labels, strict=True)]
+        masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows, labels, strict=True)]
         return Batch(inputs, torch.from_numpy(np.stack(masks)))
 
     def inputs(self, rows: Iterable[int], stored: Iterable[np.ndarray], turns: Iterable[int]) -> Tensor:
@@ -122,7 +122,7 @@ class Reader(NamedTuple):
             raise InputError(f"{what} has no box of its class {own!r} that is to be looked at; take it out")
         if is_support:
             # A word of the draw itself: the same object for the same episode, whoever reads it.
-            noise = Noise(0, Purpose.INSTANCE, row, zlib.crc32(draw.support.astype("<i8").tobytes()))
+            noise = Noise(0, Purpose.INSTANCE, row, zlib.crc32(np.concatenate(draw.support).astype("<i8").tobytes()))
             codes = -np.abs(codes)
             codes[mine[noise.below(len(mine))]] = 1 + way
         told = np.flatnonzero(codes)
@@ -157,8 +157,7 @@ class Drawing(Protocol[Drawn_co]):
     lanes: int
     seed: int
 
-    @property
-    def cost(self) -> int: ...
+    def costs(self, step: int, batch: int) -> list[float]: ...
 
     def draw(self, step: int, number: int) -> Drawn_co: ...
 
@@ -189,9 +188,10 @@ class Loader(Generic[Drawn]):
         read: Callable[[int, int], Future[Episode]] | None = None,
     ):
         self.sampler, self.reader, self.depth = sampler, reader, depth
-        self.numbers = assign([sampler.cost] * batch, world, lanes=sampler.lanes)[rank]
+        self.batch, self.rank, self.world = batch, rank, world
+        self.numbers(0)  # refused here rather than at the first step
         self.waited_s = 0.0
-        self._pending: dict[int, list[Future[Episode]]] = {}
+        self._pending: dict[int, list[tuple[int, Future[Episode]]]] = {}
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="loader")
         self._read = read or functools.partial(self._pool.submit, self.episode)
 
@@ -205,11 +205,20 @@ class Loader(Generic[Drawn]):
         """The episodes of `step`, asking already for those of the next `depth` steps before `last`."""
         for ahead in range(step, min(step + self.depth + 1, last)):
             if ahead not in self._pending:
-                self._pending[ahead] = [self._read(ahead, number) for number in self.numbers]
+                self._pending[ahead] = [(number, self._read(ahead, number)) for number in self.numbers(ahead)]
         began = time.perf_counter()
-        episodes = [future.result() for future in self._pending.pop(step)]
+        asked = self._pending.pop(step)
+        episodes = [future.result() for _, future in asked]
         self.waited_s = time.perf_counter() - began
-        return Share(self.numbers, episodes)
+        return Share([number for number, _ in asked], episodes)
+
+    def numbers(self, step: int) -> list[int]:
+        """The numbers of this rank's episodes of a meta-step: which they are follows from what they cost.
+
+        Raises:
+            InputError: as `assign`.
+        """
+        return assign(self.sampler.costs(step, self.batch), self.world, lanes=self.sampler.lanes)[self.rank]
 
     def episode(self, step: int, number: int) -> Episode:
         """The episode `number` of meta-step `step`, with the key of what is drawn while it is learned from."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data.index import Index
+from pipeline.data.shapes import Counts, Shaping
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
@@ -19,25 +20,18 @@ ATTEMPTS = 100
 
 
 class Draw(NamedTuple):
-    """An episode before anything is read: sample rows by class, support (ways, shots), query (ways, queries)."""
+    """An episode before anything is read: its classes, the quarter turns of each, and of each the rows of its support samples
+    (shots,) and of its query samples (queries,)."""
 
     classes: tuple[int, ...]
     turns: tuple[int, ...]
-    support: np.ndarray
-    query: np.ndarray
-
-
-class Shape(NamedTuple):
-    """How large an episode is: classes, support samples per class, query samples per class."""
-
-    ways: int
-    shots: int
-    queries: int
+    support: tuple[np.ndarray, ...]
+    query: tuple[np.ndarray, ...]
 
     @property
-    def cost(self) -> int:
-        """Samples to be read and pushed through the model, the measure by which episodes are shared out."""
-        return self.ways * (self.shots + self.queries)
+    def rows(self) -> np.ndarray:
+        """Of all samples, the support first."""
+        return np.concatenate([*self.support, *self.query])
 
 
 class Pool(NamedTuple):
@@ -56,7 +50,7 @@ def classes_of(index: Index, split: str) -> np.ndarray:
 
 
 class Sampler:
-    """Draws fixed way/shot episodes from one split of an index.
+    """Draws episodes from one split of an index, as large as `shape` says.
 
     `turns` makes every class four, one per quarter turn (Santoro et al. 2016, section 4.1; Vinyals' Omniglot split).
     With `lanes` > 1, episode n draws only from the shards of lane n mod lanes, dealt anew every `deal_every` steps, so that a
@@ -64,7 +58,15 @@ class Sampler:
     """
 
     def __init__(
-        self, index: Index, split: str, shape: Shape, *, seed: int, turns: bool, lanes: int = 1, deal_every: int = 1000
+        self,
+        index: Index,
+        split: str,
+        shape: Shaping,
+        *,
+        seed: int,
+        turns: bool,
+        lanes: int = 1,
+        deal_every: int = 1000,
     ):
         self.index, self.split, self.shape = index, split, shape
         self.seed, self.lanes, self.deal_every = seed, lanes, deal_every
@@ -75,27 +77,33 @@ class Sampler:
         self._lane_pool = lru_cache(maxsize=lanes)(self._deal)
 
     def _check(self) -> None:
-        ways, needed = self.shape.ways, self.shape.shots + self.shape.queries
+        ways, needed = self.shape.least_ways, self.shape.needed
         counts = self.index.counts[self.classes]
         short = self.classes[counts < needed]
         where = f"split {self.split!r} of {self.index.root}"
         if len(short):
             name, count = self.index.class_names[int(short[0])], int(self.index.counts[int(short[0])])
             raise InputError(
-                f"{where}: {len(short)} classes have fewer than shots + queries = {needed} samples, "
+                f"{where}: {len(short)} classes have fewer than {self.shape.wants} = {needed} samples, "
                 f"first {name!r} with {count}; lower shots or queries, or leave those classes out of the split"
             )
         if len(self.classes) * self.turns < ways:
+            key = "ways" if ways == self.shape.ways else "shape.least_ways"
             raise InputError(
-                f"{where} has {len(self.classes) * self.turns} classes, fewer than ways = {ways}; lower ways"
+                f"{where} has {len(self.classes) * self.turns} classes, fewer than {key} = {ways}; lower {key}"
             )
         if self.lanes > len(self.index.shards):
             raise InputError(f"data.lanes = {self.lanes} is more than the {len(self.index.shards)} shards; lower it")
 
-    @property
-    def cost(self) -> int:
-        """What an episode costs, the same for all of them."""
-        return self.shape.cost
+    def costs(self, step: int, batch: int) -> list[float]:
+        """What every episode of a meta-step costs; with lanes, which are shared out whole, as if all cost the same."""
+        same = 1 if self.lanes > 1 else self.shape.cost
+        if same is not None:
+            return [same] * batch
+        return [self._planned(self._noise(step, number), None)[2].cost for number in range(batch)]
+
+    def _noise(self, step: int, number: int) -> Noise:
+        return Noise(self.seed, Purpose.EPISODE, zlib.crc32(self.split.encode()), step, number)
 
     def draw(self, step: int, number: int) -> Draw:
         """The episode `number` of meta-step `step`.
@@ -104,46 +112,60 @@ class Sampler:
             InputError: the episode's lane holds too few classes with enough samples, or classes have too few pictures that are
                 not in the episode for another one.
         """
-        ways, shots, queries = self.shape
-        noise = Noise(self.seed, Purpose.EPISODE, zlib.crc32(self.split.encode()), step, number)
+        noise = self._noise(step, number)
         pool = None if self.lanes == 1 else self._lane_pool(number % self.lanes, step // self.deal_every)
         candidates = self.classes if pool is None else pool.classes
         for _ in range(ATTEMPTS):
-            chosen = noise.subset(len(candidates) * self.turns, ways)
-            places = [pick // self.turns for pick in chosen]
-            owns = [
-                self.index.postings(int(candidates[place]))
-                if pool is None
-                else pool.rows[pool.starts[place] : pool.starts[place + 1]]
-                for place in places
-            ]
-            drawn = [own[noise.subset(len(own), shots + queries)] for own in owns]
-            rows = self._apart(np.stack(drawn).astype(np.int64), owns, noise)
+            chosen, owns, (shots, queries) = self._planned(noise, pool)
+            drawn = [own[noise.subset(len(own), some + queries)] for own, some in zip(owns, shots, strict=True)]
+            rows = self._apart([own.astype(np.int64) for own in drawn], owns, noise)
             if rows is not None:
-                classes = tuple(int(candidates[place]) for place in places)
-                return Draw(classes, tuple(pick % self.turns for pick in chosen), rows[:, :shots], rows[:, shots:])
+                return Draw(
+                    tuple(int(candidates[pick // self.turns]) for pick in chosen),
+                    tuple(pick % self.turns for pick in chosen),
+                    tuple(own[:some] for own, some in zip(rows, shots, strict=True)),
+                    tuple(own[some:] for own, some in zip(rows, shots, strict=True)),
+                )
         raise InputError(
-            f"split {self.split!r} of {self.index.root}: no {ways} classes were found with shots + queries = {shots + queries} "
-            "pictures each that are not filed under another of them too; lower ways, shots or queries"
+            f"split {self.split!r} of {self.index.root}: no {self.shape.ways} classes were found with {self.shape.wants} = "
+            f"{self.shape.needed} pictures each that are not filed under another of them too; lower ways, shots or queries"
         )
 
-    def _apart(self, rows: np.ndarray, owns: Sequence[np.ndarray], noise: Noise) -> np.ndarray | None:
-        """The rows (ways, samples) with every picture once, since support and query never share one: what repeats a picture
+    def _planned(self, noise: Noise, pool: Pool | None) -> tuple[list[int], list[np.ndarray], Counts]:
+        """The classes of an episode with the rows of each, and how many of them it takes."""
+        candidates = self.classes if pool is None else pool.classes
+        classes = len(candidates) * self.turns
+        chosen = noise.subset(classes, self.shape.drawn_ways(classes, noise))
+        places = [pick // self.turns for pick in chosen]
+        owns = [
+            self.index.postings(int(candidates[place]))
+            if pool is None
+            else pool.rows[pool.starts[place] : pool.starts[place + 1]]
+            for place in places
+        ]
+        return chosen, owns, self.shape.counts([len(own) for own in owns], noise)
+
+    def _apart(self, rows: list[np.ndarray], owns: Sequence[np.ndarray], noise: Noise) -> list[np.ndarray] | None:
+        """The rows of every class with every picture once, since support and query never share one: what repeats a picture
         gives way to another sample of its class. None where a class has no more."""
-        if self.index.pictures is None or len(np.unique(self._pictures(rows))) == rows.size:
+        if self.index.pictures is None:
+            return rows
+        whole = np.concatenate(rows)
+        if len(np.unique(self._pictures(whole))) == len(whole):
             return rows
         taken: set[int] = set()
-        for way, own in enumerate(owns):
+        changed: list[np.ndarray] = []
+        for drawn, own in zip(rows, owns, strict=True):
             kept: list[int] = []
-            others = np.concatenate([rows[way], own[noise.subset(len(own), len(own))]])
+            others = np.concatenate([drawn, own[noise.subset(len(own), len(own))]])
             for row, picture in zip(others.tolist(), self._pictures(others).tolist(), strict=True):
-                if len(kept) < rows.shape[1] and picture not in taken:
+                if len(kept) < len(drawn) and picture not in taken:
                     taken.add(picture)
                     kept.append(row)
-            if len(kept) < rows.shape[1]:
+            if len(kept) < len(drawn):
                 return None
-            rows[way] = kept
-        return rows
+            changed.append(np.array(kept, np.int64))
+        return changed
 
     def _pictures(self, rows: np.ndarray) -> np.ndarray:
         """What each row shows, equal where it is the same."""
@@ -156,7 +178,7 @@ class Sampler:
         order = Noise(self.seed, Purpose.DEAL, epoch).shuffled(list(range(len(self.index.shards))))
         mine = np.zeros(len(order), bool)
         mine[order[lane :: self.lanes]] = True
-        needed = self.shape.shots + self.shape.queries
+        needed = self.shape.needed
         classes, rows = [], []
         for class_id in self.classes:
             own = self.index.postings(int(class_id))
@@ -164,7 +186,7 @@ class Sampler:
             if len(own) >= needed:
                 classes.append(class_id)
                 rows.append(own)
-        if len(classes) * self.turns < self.shape.ways:
+        if len(classes) * self.turns < self.shape.least_ways:
             raise InputError(
                 f"data.lanes = {self.lanes}: the {int(mine.sum())} shards of a lane hold only {len(classes)} classes of split "
                 f"{self.split!r} with {needed} samples; lower data.lanes or pack into smaller shards"

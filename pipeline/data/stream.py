@@ -100,10 +100,9 @@ class Stream:
         bytes_of_a_sample = sum(shard.bytes for shard in self.index.shards) / len(self.index)
         return max(1, int(WINDOW_BYTES / self.lanes / bytes_of_a_sample))
 
-    @property
-    def cost(self) -> int:
-        """What a part costs, the same for all of them."""
-        return self.samples
+    def costs(self, step: int, batch: int) -> list[float]:
+        """What every part of a batch costs, the same for all of them."""
+        return [self.samples] * batch
 
     def draw(self, step: int, number: int) -> list[Piece]:
         """Part `number` of the batch of meta-step `step`."""

@@ -48,6 +48,16 @@ class Classification(Task):
         f1 = 2 * hits / (predicted.sum(0) + true.sum(0)).clamp(min=1)
         return {"precision": precision.mean(), "recall": recall.mean(), "f1": f1.mean()}
 
+    def by_shots(self, predictions: Tensor, targets: Tensor, shots: Tensor) -> Metrics:
+        """The accuracy of the third of the classes with the most support samples, of the next and of the last; where classes do
+        not divide by three the first thirds have one more. Of at least three classes."""
+        hits = (predictions.argmax(-1) == targets).double()
+        thirds = shots.argsort(descending=True, stable=True).tensor_split(3)
+        return {
+            f"accuracy_{name}": hits[torch.isin(targets, own)].mean()
+            for name, own in zip(("head", "mid", "tail"), thirds, strict=True)
+        }
+
     def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Number, summed confidence and hits of the queries in every bin of confidence: (3, BINS)."""
         logits, targets = predictions.detach().cpu().double(), targets.cpu()

@@ -48,6 +48,9 @@ class Distilled(Task):
     def details(self, predictions: Tensor, targets: Tensor) -> Metrics:
         return self.task.details(predictions, targets)
 
+    def by_shots(self, predictions: Tensor, targets: Tensor, shots: Tensor) -> Metrics:
+        return self.task.by_shots(predictions, targets, shots)
+
     def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return self.task.tally(predictions, targets)
 

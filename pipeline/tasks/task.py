@@ -54,6 +54,10 @@ class Task(ABC):
         """More scalars of one episode by name, which evaluations alone ask for."""
         return {}
 
+    def by_shots(self, predictions: Tensor, targets: Tensor, shots: Tensor) -> Metrics:
+        """More scalars of one episode by name, of its classes by how many support samples (ways,) each of them had."""
+        return {}
+
     def tally(self, predictions: Tensor, targets: Tensor) -> Tensor:
         """Sums over the samples of an episode, in float64 on the CPU, of which `pooled` takes those of all episodes."""
         return torch.zeros(0, dtype=torch.float64)

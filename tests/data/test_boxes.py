@@ -14,7 +14,8 @@ from pipeline.data.images import encode_png
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.pack import members
-from pipeline.data.sampler import Draw, Sampler, Shape
+from pipeline.data.sampler import Draw, Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.data.source import Sample
 from pipeline.errors import InputError
@@ -42,7 +43,7 @@ def drawn(index: Index, boxes: int = 4, size: int | None = None):
     ids = {name: number for number, name in enumerate(index.class_names)}
     support, query = (np.array([[rows[f"b{n}"]], [rows[f"a{n}"]]]) for n in (1, 2))
     return Reader(Shards(index), invert=False, size=size, boxes=boxes).episode(
-        Draw((ids["b"], ids["a"]), (0, 0), support, query)
+        Draw((ids["b"], ids["a"]), (0, 0), tuple(support), tuple(query))
     )
 
 

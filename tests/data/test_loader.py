@@ -14,7 +14,8 @@ from pipeline import feeders, prepare
 from pipeline.data.images import encode_png, resize
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader, frozen
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.sampler import Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 
@@ -156,7 +157,7 @@ def test_an_episode_holds_the_drawn_samples(index):
     assert episode.support.inputs.shape == (3, 1, 16, 16) and episode.query.inputs.shape == (6, 1, 16, 16)
     assert episode.support.targets.tolist() == [0, 1, 2] and episode.query.targets.tolist() == [0, 0, 1, 1, 2, 2]
     for batch, rows in ((episode.support, draw.support), (episode.query, draw.query)):
-        for found, row in zip(batch.inputs, rows.reshape(-1), strict=True):
+        for found, row in zip(batch.inputs, np.concatenate(rows), strict=True):
             np.testing.assert_array_equal((found[0] * 255).round().numpy(), shards.image(int(row))[..., 0])
 
 
@@ -240,7 +241,7 @@ def test_turns_are_quarter_turns_of_the_image(index):
     for number in range(12):
         draw = turned.draw(0, number)
         inputs = reader(index).episode(draw).support.inputs
-        for found, row, turns in zip(inputs, draw.support[:, 0], draw.turns, strict=True):
+        for found, row, turns in zip(inputs, np.concatenate(draw.support), draw.turns, strict=True):
             expected = np.rot90(shards.image(int(row))[..., 0], turns)
             np.testing.assert_array_equal((found[0] * 255).round().numpy(), expected)
             seen.add(turns)
@@ -258,7 +259,7 @@ def test_size_resizes_what_is_read(index):
     draw, shards = sampler(index).draw(0, 0), Shards(index)
     inputs = reader(index, size=10).episode(draw).support.inputs
     assert inputs.shape == (3, 1, 10, 10)
-    for found, row in zip(inputs, draw.support[:, 0], strict=True):
+    for found, row in zip(inputs, np.concatenate(draw.support), strict=True):
         expected = resize(shards.image(int(row)), 10)[..., 0]
         np.testing.assert_array_equal((found[0] * 255).round().numpy(), expected)
 
@@ -266,7 +267,7 @@ def test_size_resizes_what_is_read(index):
 def test_mixed_sizes_are_refused_unless_resized(tmp_path):
     index = indexed(tmp_path, [picture(n, 6 if n < 7 else 8) for n in range(8)])
     draws = [sampler(index, shape=Shape(2, 1, 1)).draw(0, number) for number in range(30)]
-    odd = next(draw for draw in draws if 7 in draw.support)
+    odd = next(draw for draw in draws if 7 in np.concatenate(draw.support))
     with pytest.raises(InputError, match=r"sample 's7' is \(8, 8, 1\), not \(6, 6, 1\).*set data.size"):
         reader(index).episode(odd)
     assert reader(index, size=6).episode(odd).support.inputs.shape == (2, 1, 6, 6)
@@ -276,7 +277,7 @@ def test_an_episode_of_odd_images_only_is_refused_too(tmp_path):
     """The model is built for the first sample's size; all others of an episode may agree on another."""
     index = indexed(tmp_path, [picture(0, 6), picture(1, 6), *(picture(n, 8) for n in range(2, 10))])
     draws = [sampler(index, shape=Shape(2, 1, 1)).draw(0, number) for number in range(30)]
-    odd = next(draw for draw in draws if {*draw.support.flat, *draw.query.flat}.isdisjoint({0, 1}))
+    odd = next(draw for draw in draws if set(draw.rows).isdisjoint({0, 1}))
     with pytest.raises(InputError, match=r"is \(8, 8, 1\), not \(6, 6, 1\)"):
         reader(index).episode(odd)
 
@@ -288,7 +289,7 @@ def test_raw_numbers_of_any_type_become_floats(tmp_path, dtype, white):
     draw = sampler(index, shape=Shape(2, 1, 1)).draw(0, 0)
     inputs = reader(index).episode(draw).support.inputs
     assert inputs.dtype == torch.float32
-    for found, row in zip(inputs, draw.support[:, 0], strict=True):
+    for found, row in zip(inputs, np.concatenate(draw.support), strict=True):
         expected = arrays[int(row)][..., 0].astype(np.float64) / white
         np.testing.assert_allclose(found[0].numpy(), expected, atol=1e-6)
 

@@ -5,32 +5,18 @@ import json
 
 import numpy as np
 import pytest
+from sharded import CLASSES, EACH, flat, sharded
 from tars import picture, write_tar
 
 from pipeline import prepare
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
-from pipeline.data.sampler import Sampler, Shape, assign
+from pipeline.data.sampler import Sampler, assign
+from pipeline.data.shapes import Shape
 from pipeline.errors import InputError
 
-CLASSES, EACH, SHARDS = 12, 24, 10
+SHARDS = 10
 SHAPE = Shape(ways=4, shots=1, queries=2)
-
-
-def sharded(root, *, shards, seed):
-    """The same 12 classes of 24 samples, and 4 more in split val, dealt to `shards` tars by `seed`."""
-    names = [f"c{label:02d}-{number:02d}" for label in range(CLASSES + 4) for number in range(EACH)]
-    order = np.random.default_rng(seed).permutation(len(names))
-    png = encode_png(picture(0, 2))
-    for shard in range(shards):
-        members = []
-        for key in (names[n] for n in order[shard::shards]):
-            members += [(f"{key}.json", json.dumps({"class": key[:3]}).encode()), (f"{key}.png", png)]
-        write_tar(root / f"{shard}.tar", members)
-    (root / "splits").mkdir()
-    (root / "splits" / "train.txt").write_text("".join(f"c{label:02d}\n" for label in range(CLASSES)))
-    (root / "splits" / "val.txt").write_text("".join(f"c{label:02d}\n" for label in range(CLASSES, CLASSES + 4)))
-    return prepare.index([root], out=None, splits=root / "splits")
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +26,6 @@ def index(tmp_path_factory) -> Index:
 
 def sampler(index, shape=SHAPE, *, split="train", seed=3, turns=False, **lanes) -> Sampler:
     return Sampler(index, split, shape, seed=seed, turns=turns, **lanes)
-
-
-def flat(draw) -> tuple:
-    return draw.classes, draw.turns, draw.support.tolist(), draw.query.tolist()
 
 
 def test_golden_draws(index):
@@ -88,7 +70,7 @@ def test_episodes_survive_resharding(index, tmp_path):
         for turns in (False, True):
             one, two = (sampler(i, turns=turns).draw(step, 0) for i in (index, other))
             assert flat(one) == flat(two)
-            assert [index.key(row) for row in one.support.flat] == [other.key(row) for row in two.support.flat]
+            assert [index.key(row) for row in one.rows] == [other.key(row) for row in two.rows]
 
 
 def test_packing_into_other_shards_keeps_episodes(glyphs_root, tmp_path):
@@ -106,10 +88,9 @@ def test_packing_into_other_shards_keeps_episodes(glyphs_root, tmp_path):
 def test_an_episode_is_what_its_shape_says(index, lanes):
     for number in range(60):
         draw = sampler(index, **lanes).draw(0, number)
-        assert draw.support.shape == (4, 1) and draw.query.shape == (4, 2)
+        assert [len(own) for own in draw.support] == [1] * 4 and [len(own) for own in draw.query] == [2] * 4
         assert len(set(draw.classes)) == 4 and set(draw.turns) == {0}
-        rows = [*draw.support.flat, *draw.query.flat]
-        assert len(set(rows)) == len(rows), "support and query share a sample"
+        assert len(set(draw.rows)) == len(draw.rows), "support and query share a sample"
         for class_id, support, query in zip(draw.classes, draw.support, draw.query, strict=True):
             assert set(support) | set(query) <= set(index.postings(class_id))
 
@@ -119,7 +100,7 @@ def test_classes_and_samples_are_drawn_evenly(index):
     classes = np.bincount([c for draw in draws for c in draw.classes], minlength=CLASSES)
     # 900 × 4 / 12 = 300 each, standard deviation 14: six of them.
     assert len(classes) == CLASSES and np.all(np.abs(classes - 300) < 85)
-    rows = np.bincount([row for draw in draws for row in draw.support.flat], minlength=CLASSES * EACH)
+    rows = np.bincount([row for draw in draws for own in draw.support for row in own], minlength=CLASSES * EACH)
     assert rows.min() > 0 and rows.max() < 40
 
 
@@ -132,7 +113,7 @@ def test_quarter_turns_make_four_classes_of_each(index):
 
 
 def shards_of(index, draw) -> set[int]:
-    return {int(index.shard_of[row]) for row in [*draw.support.flat, *draw.query.flat]}
+    return {int(index.shard_of[row]) for row in draw.rows}
 
 
 def by_lane(index, lanes, *, steps=range(40), **more) -> list[set[int]]:
@@ -263,7 +244,7 @@ def filed_twice(tmp_path_factory) -> Index:
 
 
 def shown(index, draw) -> list[str]:
-    return [index.key(row).split("/")[0] for row in [*draw.support.flat, *draw.query.flat]]
+    return [index.key(row).split("/")[0] for row in draw.rows]
 
 
 def test_no_episode_has_a_picture_twice(filed_twice):
@@ -272,7 +253,7 @@ def test_no_episode_has_a_picture_twice(filed_twice):
     assert all(len(set(shown(filed_twice, draw))) == 6 for draw in draws)
     assert [flat(draw) for draw in draws] == [flat(drawing.draw(0, number)) for number in range(60)]
     for draw in draws:
-        labels = [filed_twice.key(row)[-1] for row in draw.support[:, 0]]
+        labels = [filed_twice.key(row)[-1] for (row,) in draw.support]
         assert labels == [filed_twice.class_names[own] for own in draw.classes]
     assert len({flat(draw)[2][0][0] for draw in draws}) > 4
 

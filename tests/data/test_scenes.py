@@ -14,8 +14,9 @@ from pipeline.data.images import encode_png
 from pipeline.data.importers.scenes import scenes
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
-from pipeline.data.sampler import Draw, Sampler, Shape
+from pipeline.data.sampler import Draw, Sampler
 from pipeline.data.scenes import Box, scene
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 
@@ -88,7 +89,7 @@ def drawn(index: Index, size: int | None = None):
     rows = {index.key(row): row for row in range(4)}
     ids = {name: number for number, name in enumerate(index.class_names)}
     support, query = (np.array([[rows[f"a{n}"]], [rows[f"b{n}"]]]) for n in (1, 2))
-    draw = Draw((ids["b"], ids["a"]), (0, 0), support[::-1], query[::-1])
+    draw = Draw((ids["b"], ids["a"]), (0, 0), tuple(support[::-1]), tuple(query[::-1]))
     return Reader(Shards(index), invert=False, size=size, masks=True).episode(draw)
 
 
@@ -133,4 +134,4 @@ def test_support_and_query_of_scenes_share_no_sample(scenes_root):
     sampler = Sampler(index, "train", Shape(2, 2, 3), seed=0, turns=False)
     for number in range(20):
         draw = sampler.draw(0, number)
-        assert not set(draw.support.flat) & set(draw.query.flat)
+        assert len(set(draw.rows)) == len(draw.rows)

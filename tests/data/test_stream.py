@@ -283,7 +283,7 @@ def test_a_split_that_is_not_there_is_named(index):
 
 def test_lanes_and_ranks_are_dealt_as_for_episodes(index):
     for world in (1, 2):
-        shares = [loader(stream(index, lanes=4), rank=rank, world=world).numbers for rank in range(world)]
+        shares = [loader(stream(index, lanes=4), rank=rank, world=world).numbers(0) for rank in range(world)]
         assert shares == assign([3] * BATCH, world, lanes=4)
 
 
