@@ -36,10 +36,16 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.
 
 @app.command(epilog="Example: metashard pack ~/birds data/birds --size 84 --rule train=0.64,val=0.16,test=0.2")
 def pack(
-    source: Annotated[str, typer.Argument(help="folder or zip of images; '-' for layouts that draw their own")],
+    source: Annotated[
+        str, typer.Argument(help="folder or zip of images, or a CSV file of them; '-' for layouts that draw")
+    ],
     dest: Annotated[Path, typer.Argument(help="folder of the packed data set")],
     layout: Annotated[
-        str, typer.Option(help="folder, omniglot, masks, coco, voc, logos, identities, glyphs or scenes")
+        str,
+        typer.Option(
+            help="folder; csv (file,label; also Ravi's mini-ImageNet); omniglot (Vinyals' split) or omniglot_lake; cifar_fs; "
+            "masks, fss (FSS-1000); coco, voc, logos; identities; glyphs or scenes"
+        ),
     ] = "folder",
     size: Annotated[int | None, typer.Option(help="make all images squares of this many pixels")] = None,
     store: Annotated[
@@ -53,8 +59,8 @@ def pack(
     min_area: Annotated[
         float | None,
         typer.Option(
-            help="share of a picture that a class (masks; 0.01 if not said) or a box (coco, voc, logos; 0) must cover to be "
-            "drawn for"
+            help="share of a picture that a class (masks: 0.01 if not said, fss: 0) or a box (coco, voc, logos: 0) must cover to "
+            "be drawn for"
         ),
     ] = None,
     pairs: Annotated[

@@ -9,19 +9,11 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.data import layouts
 from pipeline.data import pack as packing
 from pipeline.data import pairs as pairing
 from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
-from pipeline.data.importers.coco import coco
-from pipeline.data.importers.folder import folder
-from pipeline.data.importers.glyphs import glyphs
-from pipeline.data.importers.identities import identities
-from pipeline.data.importers.logos import logos
-from pipeline.data.importers.masks import MIN_AREA, masks
-from pipeline.data.importers.omniglot import omniglot
-from pipeline.data.importers.scenes import scenes
-from pipeline.data.importers.voc import voc
 from pipeline.data.index import Index
 from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
 from pipeline.data.root import Root, root_of
@@ -30,12 +22,10 @@ from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
 from pipeline.session import connected
 
-LAYOUTS = ("folder", "omniglot", "masks", "coco", "voc", "logos", "identities", "glyphs", "scenes")
 STORES = ("raw", "encoded")
 CLASS_FIELD = "class"
 OTHERS_RULE = "train=0.9,val=0.1"
 """How the persons are split that do not occur in the fold that is held out."""
-GLYPH_PIXELS, SCENE_PIXELS = 28, 64
 _RECEIPT = "pack.json"
 
 Progress = Callable[[int, int], None]
@@ -66,18 +56,18 @@ def pack(
 ) -> Index:
     """Pack images into tars of about `shard_mib` MiB under `dest`, index them, and open the index.
 
-    `layout` says how `source` is read: "folder", "omniglot", "masks", "coco", "voc", "logos", "identities" (with `pairs`, see
-    there), "glyphs" or "scenes" (the last two are drawn, `source` is not read). `min_area` is of "masks" (1 % if not said) and
-    the three with boxes (0), see there. `size` makes all images (size, size) pixels, `channels` (1 or 3) all grey or colour.
+    `layout` says how `source` is read, as its importer tells (`data/layouts.py`); of "identities" are `pairs`, "glyphs" and
+    "scenes" are drawn and read no `source`. `min_area` is of "masks" (1 % if not said), "fss" and the three with boxes (0), see
+    there. `size` makes all images (size, size) pixels, `channels` (1 or 3) all grey or colour.
     Splits come from `splits` (a folder of text files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash),
     else from the layout. With `fold` the classes in the pairs of that fold are the split "test", and `rule` shares out the
     others. The same call
     started again after a stop keeps the finished tars. `progress(done, total)` counts tars. With `workers` > 1 tars are
     Ray tasks, and `dest` must be a path that all nodes share. Raises `InputError` for anything the user can mend.
     """
-    _check_options(layout, store, size, channels, shard_mib, workers)
+    _check_options(store, size, channels, shard_mib, workers)
     dest = Path(dest).absolute()
-    data = _import(source, layout, size, seed, min_area, pairs)
+    data = layouts.read(source, layouts.named(layout), size=size, seed=seed, min_area=min_area, pairs=pairs)
     for note in data.notes:
         print(f"note: {source}: {note}", file=sys.stderr)
     packing.check(data)
@@ -168,9 +158,7 @@ def verify(
     return faults
 
 
-def _check_options(layout, store, size, channels, shard_mib, workers) -> None:
-    if layout not in LAYOUTS:
-        raise InputError(f"--layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+def _check_options(store, size, channels, shard_mib, workers) -> None:
     if store not in STORES:
         raise InputError(f"--store {store!r} is not one of {', '.join(STORES)}")
     if size is not None and not 1 <= size <= 8192:
@@ -185,32 +173,6 @@ def _check_options(layout, store, size, channels, shard_mib, workers) -> None:
 def _check_workers(workers: int) -> None:
     if workers < 1:
         raise InputError(f"--workers {workers} is less than 1")
-
-
-def _import(
-    source: str, layout: str, size: int | None, seed: int, min_area: float | None, pairs: Path | None
-) -> Source:
-    if pairs is not None and layout != "identities":
-        raise InputError(f"--pairs {pairs} is for --layout identities; leave it out, or choose that layout")
-    match layout:
-        case "folder":
-            return folder(source)
-        case "omniglot":
-            return omniglot(source)
-        case "masks":
-            return masks(source, min_area=MIN_AREA if min_area is None else min_area)
-        case "coco":
-            return coco(source, min_area=min_area or 0.0)
-        case "voc":
-            return voc(source, min_area=min_area or 0.0)
-        case "logos":
-            return logos(source, min_area=min_area or 0.0)
-        case "identities":
-            return identities(source, pairs=pairs)
-        case "scenes":
-            return scenes(size=size or SCENE_PIXELS, seed=seed)
-        case _:
-            return glyphs(size=size or GLYPH_PIXELS, seed=seed)
 
 
 def _splits(

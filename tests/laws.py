@@ -7,38 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from executed import LOOP, run
 from gloo import on_ranks, work_here
-from small import gradient, relative
+from small import relative
 
 from pipeline import checkpoint
 from pipeline.config import dump
-from pipeline.engine import Engine, Plan, chunks
+from pipeline.engine import Engine, Plan
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner
 from pipeline.schema import RunConfig
 from pipeline.spool import history
 
-LOOP = Plan("loop", 1)
-
-
-def computed(learner: Learner, plan: Plan, episodes: Sequence[Episode]) -> tuple[float, torch.Tensor]:
-    """The summed loss of the episodes under a plan, and its gradient."""
-    engine, loss = Engine(learner, plan), 0.0
-    for part in chunks(episodes, plan):
-        outcome = engine(part)
-        outcome.loss.backward()
-        loss += outcome.loss.item()
-    flat = gradient(learner)
-    learner.zero_grad()
-    return loss, flat
-
 
 def plans_agree(learner: Learner, plans: Sequence[Plan], episodes: Sequence[Episode]) -> None:
     """Law 2: each plan gives the loss and the gradient of a loop over the same episodes in the other order."""
-    loss, expected = computed(learner, LOOP, episodes)
+    loss, expected, _ = run(learner, LOOP, episodes)
     assert expected.isfinite().all()
     for plan in plans:
-        value, found = computed(learner, plan, episodes[::-1])
+        value, found, _ = run(learner, plan, episodes[::-1])
         assert value == pytest.approx(loss, rel=1e-10), plan
         assert relative(found, expected) < 1e-10, plan
 

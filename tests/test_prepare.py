@@ -15,6 +15,7 @@ from PIL import Image
 from tars import LABELS, RULES, class_folders, good_members, picture, sample_members, write_tar
 
 from pipeline import prepare
+from pipeline.data import layouts
 from pipeline.data.importers.folder import folder
 from pipeline.data.index import Index
 from pipeline.data.shards import Shards
@@ -110,13 +111,15 @@ def test_dest_holds_one_pack(images, tmp_path):
     [
         (
             {"layout": "kitti"},
-            "--layout 'kitti' is not one of folder, omniglot, masks, coco, voc, logos, identities, glyphs, scenes",
+            "--layout 'kitti' is not one of folder, csv, omniglot, omniglot_lake, cifar_fs, masks, fss, coco, voc, logos, "
+            "identities, glyphs, scenes",
         ),
         ({"store": "zip"}, "--store 'zip'"),
         ({"size": 0}, "--size 0"),
         ({"channels": 2}, "--channels 2"),
         ({"shard_mib": 0}, "--shard-mib 0"),
         ({"workers": 0}, "--workers 0"),
+        ({"min_area": 0.1}, "--min-area 0.1 is for --layout masks, fss, coco, voc, logos; leave it out"),
         ({"rule": None}, "no splits: give --splits"),
         ({"rule": "train=0.5"}, "adding up to 1"),
         ({"rule": "train=0.999999,test=0.000001"}, "leaves split 'test' without any"),
@@ -166,13 +169,13 @@ def test_bad_images_are_named(images, tmp_path):
 
 
 def test_glyphs_are_packed_with_their_ink(tmp_path, monkeypatch):
-    full = prepare.glyphs
+    full = layouts.glyphs
 
     def few(**options):
         data = full(**options)
         return type(data)(data.name, data.samples[:40], {"train": [data.samples[0].label]})
 
-    monkeypatch.setattr(prepare, "glyphs", few)
+    monkeypatch.setattr(layouts, "glyphs", few)
     index = prepare.pack("", tmp_path, layout="glyphs", size=None)
     assert index.shape(0) == (28, 28, 1) and index.has(0, "mask") and prepare.verify(tmp_path) == []
 

@@ -22,7 +22,7 @@ def read_files(folder: Path) -> dict[str, list[str]]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no folder; --splits wants one with train.txt, val.txt and test.txt")
-    splits = {path.stem: _names(path) for path in sorted(folder.glob("*.txt"))}
+    splits = {path.stem: names_of(path) for path in sorted(folder.glob("*.txt"))}
     if not splits:
         raise InputError(f"{folder}: no text files here; --splits wants train.txt, val.txt and test.txt")
     return splits
@@ -83,7 +83,8 @@ def check(splits: Splits, class_names: Sequence[str], where: str) -> None:
         raise InputError(found[0] + (f" (and {len(found) - 1} more such faults)" if len(found) > 1 else ""))
 
 
-def _names(path: Path) -> list[str]:
+def names_of(path: Path) -> list[str]:
+    """The class names of a text file, one a line. Raises `InputError` if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

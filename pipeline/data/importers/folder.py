@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +24,8 @@ _KEPT = {"png": "png", "jpg": "jpg", "jpeg": "jpg"}
 def folder(path: str | Path) -> Source:
     """The data set in a folder or zip of class folders; a nested folder's class is its relative path, as `birds/wren`.
 
-    If the topmost folders are train, val and test (or some of them), they are its splits and not part of class names.
+    If the topmost folders are train, val and test (or some of them), they are its splits and not part of class names; neither is
+    a last folder that all classes have alike, as `images` of tiny-ImageNet's `CLASS/images/NAME.JPEG`.
     Hidden files and files that are no images are left out. Raises `InputError` for an absent or unreadable path, an
     image outside every class folder, and a kind of image that cannot be read.
     """
@@ -33,8 +34,9 @@ def folder(path: str | Path) -> Source:
     tops = {shown.split("/")[0] for shown in names}
     has_splits = bool(tops) and tops.issubset(SPLIT_FOLDERS) and all(shown.count("/") > 1 for shown in names)
     samples, splits = [], {}
+    called = _class_names({str(PurePosixPath(shown).parent) for shown in names}, within=2 if has_splits else 1)
     for (shown, name), key in zip(names.items(), keys_of(list(names)), strict=True):
-        label = str(PurePosixPath(shown).parent)
+        label = called[str(PurePosixPath(shown).parent)]
         if has_splits:
             split, label = label.split("/", 1)
             splits.setdefault(split, {})[label] = None
@@ -43,13 +45,20 @@ def folder(path: str | Path) -> Source:
     return Source(path.stem, samples, ordered)
 
 
+def _class_names(places: Set[str], *, within: int) -> dict[str, str]:
+    """Class names by the folders of images, of which at least so many names stay."""
+    ends = {place.rpartition("/")[2] for place in places}
+    is_alike = len(places) > 1 and len(ends) == 1 and all(place.count("/") >= within for place in places)
+    return {place: place.rpartition("/")[0] if is_alike else place for place in places}
+
+
 def images_of(path: Path) -> tuple[dict[str, str], partial[bytes]]:
     """The images of a folder or zip of class folders, by `class/file` the name by which what comes second reads them.
 
     Raises `InputError` as `folder`.
     """
     if path.is_dir():
-        stored, read = _walk(path), partial(_read_file, str(path))
+        stored, read = _walk(path), partial(read_file, str(path))
     elif path.is_file():
         stored, read = zip_names(path), partial(read_zip, str(path))
     else:
@@ -95,7 +104,8 @@ def _zip(path: str) -> zipfile.ZipFile:
         raise InputError(f"{path}: no readable zip ({error}); give a folder of class folders or a zip of one") from None
 
 
-def _read_file(root: str, name: str) -> bytes:
+def read_file(root: str, name: str) -> bytes:
+    """One file of a folder. Raises `InputError` if it cannot be read."""
     try:
         return Path(root, name).read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Reads Omniglot as its authors publish it: two zips, with the split of Vinyals et al. beside them."""
+"""Reads Omniglot as its authors publish it: two zips, which are one split, with that of Vinyals et al. beside them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ SPLITS = ("train", "val", "test")
 TURNS = ("rot000", "rot090", "rot180", "rot270")
 
 
-def omniglot(path: str | Path) -> Source:
+def omniglot(path: str | Path, *, is_lakes: bool = False) -> Source:
     """1,623 characters of 20 drawings each (Lake et al., Science 2015); class names are `Alphabet/characterNN`.
 
     Splits come from splits/vinyals_{train,val,test}.txt, whose lines name a character and a quarter turn. The four
     turns of a character are always in one split, so splits are of characters, and making classes of the turns is the
-    sampler's part. Without these files the splits stay empty. Raises `InputError` for absent or damaged files.
+    sampler's part. Without these files the splits stay empty. With `is_lakes` they are Lake's own, of whole alphabets: the 30
+    of the background set are the split "train", the 20 of the evaluation set "test"; nothing is kept for validation.
+    Raises `InputError` for absent or damaged files.
     """
     path = Path(path)
     files: list[tuple[str, Path, str]] = []
@@ -33,7 +35,16 @@ def omniglot(path: str | Path) -> Source:
         sample(key, str(PurePosixPath(shown).parent), partial(read_zip, str(zipped), entry), shown)
         for (shown, zipped, entry), key in zip(files, keys_of([shown for shown, _, _ in files]), strict=True)
     ]
-    return Source("omniglot", samples, _splits(path / "splits"))
+    return Source("omniglot", samples, _lakes(files) if is_lakes else _splits(path / "splits"))
+
+
+def _lakes(files: Sequence[tuple[str, Path, str]]) -> Mapping[str, Sequence[str]]:
+    """The characters of each zip."""
+    home = {str(PurePosixPath(shown).parent): zipped.name for shown, zipped, _ in files}
+    return {
+        split: [name for name, zipped in home.items() if zipped == wanted]
+        for split, wanted in zip(("train", "test"), ZIPS, strict=True)
+    }
 
 
 def _drawings(path: Path) -> list[str]:
