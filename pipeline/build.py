@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
-from typing import Any, Literal, assert_never
+from typing import Any, assert_never
 
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
+from pipeline.build_amortised import amortised_learner
 from pipeline.build_encoder import Encoder, encoder, gives_maps
+from pipeline.build_gradient import gradient_learner
+from pipeline.build_metric import metric_learner
 from pipeline.build_shape import evaluation_shape, is_varied, training_shape
 from pipeline.build_task import task
 from pipeline.data.augment import Augment
@@ -20,76 +23,38 @@ from pipeline.data.loader import Loader, Reader
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, classes_of
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
-from pipeline.episode import Episode, Params
+from pipeline.episode import Episode
 from pipeline.errors import InputError
 from pipeline.judging import Place
-from pipeline.learners.amortised import FilmLearner, MetaNetLearner
 from pipeline.learners.closed_form import LogisticLearner, RidgeLearner, SvmLearner
-from pipeline.learners.dense import DensePrototypeLearner, DenseRidgeLearner
-from pipeline.learners.detector import PrototypeDetector
+from pipeline.learners.dense import DenseRidgeLearner
 from pipeline.learners.embedding import EmbeddingLearner
-from pipeline.learners.estimators import Estimate, Evolution, EvolvedRule, FirstOrder, Implicit, Reptile, Unrolled, Warp
-from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.initials import Context, Fresh, Initial, Learned, Prototypes
-from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.learner import Learner
-from pipeline.learners.leo import LeoLearner, Terms
-from pipeline.learners.metric import (
-    ContextualMatchingLearner,
-    CosineLearner,
-    MatchingLearner,
-    PrototypeLearner,
-    RelationLearner,
-)
-from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
-from pipeline.models.conv4 import Conv4
-from pipeline.models.features import Features
-from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
 from pipeline.models.network import Network
-from pipeline.models.norm import Running
-from pipeline.models.relation import Relation
 from pipeline.schema import (
     AdamConfig,
     ConstantConfig,
-    ContextConfig,
-    Conv4Config,
     CosineConfig,
     CosineHeadConfig,
     CosineLearnerConfig,
-    CrossEntropyConfig,
-    CurvatureConfig,
-    DecoderConfig,
     DetectionConfig,
     EmbeddingConfig,
-    EstimateConfig,
-    EvolutionConfig,
-    EvolvedRuleConfig,
     FilmConfig,
-    FirstOrderConfig,
     FreshConfig,
     GradientConfig,
     HeadConfig,
-    ImplicitConfig,
-    LearnedConfig,
     LeoConfig,
     LinearHeadConfig,
     LogisticConfig,
-    LstmConfig,
     MatchingConfig,
     MetaNetConfig,
-    MlpConfig,
-    ModelConfig,
     MomentumConfig,
-    PerElementConfig,
-    PerStepConfig,
     ProcedureConfig,
     PrototypeConfig,
     PrototypesConfig,
     RelationConfig,
-    ReptileConfig,
-    ResNet12Config,
     RidgeConfig,
     RunConfig,
     SegmentationConfig,
@@ -97,8 +62,6 @@ from pipeline.schema import (
     StepConfig,
     SupervisedConfig,
     SvmConfig,
-    UnrolledConfig,
-    WarpConfig,
 )
 from pipeline.tasks.task import Task
 
@@ -259,88 +222,14 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
         case GradientConfig() as chosen:
             if has_fixed_head(config):
                 _check_ways(config, ", or set learner.initial.kind = prototypes or fresh")
-            if chosen.statistics == "start" and config.start is None:
-                raise InputError(
-                    "learner.statistics = start: nothing is named that would bring norm statistics; "
-                    "set start to a supervised run, or learner.statistics = support"
-                )
-            differentiated = chosen.estimate.rest if isinstance(chosen.estimate, EvolvedRuleConfig) else chosen.estimate
-            if _drops(config.model) and isinstance(differentiated, ImplicitConfig):
-                raise InputError(
-                    "learner.estimate.kind = implicit needs an inner optimum, which losses that change with every step have "
-                    "not; set model.drop = 0 or another estimate"
-                )
             head = _head(chosen.head, task, encoder.features, config.data.ways)
-            return _gradient_learner(config, chosen, Network(encoder, head), task)
-        case PrototypeConfig(align=align):
-            model = Network(encoder, nn.Identity())
-            if isinstance(config.task, SegmentationConfig):
-                return DensePrototypeLearner(model, task, align=align)
-            if isinstance(config.task, DetectionConfig):
-                return PrototypeDetector(model, task, features=encoder.features)
-            if align:
-                raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
-            return PrototypeLearner(model, task)
-        case CosineLearnerConfig(scale=scale, offset=offset):
-            return CosineLearner(Network(encoder, nn.Identity()), task, scale=scale, offset=offset)
-        case MatchingConfig(reads=0):
-            return MatchingLearner(Network(encoder, nn.Identity()), task)
-        case MatchingConfig(reads=reads):
-            context = FullContext(encoder.features, steps=reads)
-            return ContextualMatchingLearner(Network(encoder, nn.Identity()), task, context)
-        case RelationConfig(loss=loss):
-            if not (isinstance(encoder, Conv4 | Features) and gives_maps(encoder)):
-                raise InputError(
-                    "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
-                )
-            asked = config.task
-            if loss == "mse" and not isinstance(asked, DetectionConfig) and asked.loss != CrossEntropyConfig():
-                raise InputError(
-                    f"task.loss.kind = {asked.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
-                )
-            norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
-            relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)
-            return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
-        case FilmConfig(hidden=hidden):
-            side, _, channels = index.shape(0)
-            # Group norm: the context of a support is the same in training and in both modes.
-            set_encoder = Conv4(
-                channels=channels,
-                width=hidden,
-                size=config.data.size or side,
-                downsample="stride",
-                features="mean",
-                norm="group",
-            )
-            sizes = {"context": set_encoder.features, "features": encoder.features, "hidden": hidden}
-            return FilmLearner(Network(encoder, nn.Identity()), task, set_encoder, **sizes)
-        case MetaNetConfig(representation=representation, hidden=hidden):
-            _check_ways(config)
-            return MetaNetLearner(
-                Network(encoder, nn.Identity()),
-                task,
-                features=encoder.features,
-                ways=config.data.ways,
-                representation=representation,
-                hidden=hidden,
-            )
-        case LeoConfig() as chosen:
-            if chosen.freeze and config.start is None:
-                raise InputError(
-                    "learner.freeze = true would keep an encoder of random weights; set start, or learner.freeze = false"
-                )
-            return LeoLearner(
-                Network(encoder, nn.Identity()),
-                task,
-                features=encoder.features,
-                latent=chosen.latent,
-                steps=chosen.steps,
-                tuning_steps=chosen.tuning_steps,
-                lr=chosen.lr,
-                tuning_lr=chosen.tuning_lr,
-                terms=Terms(chosen.divergence, chosen.penalty, chosen.orthogonality),
-                is_frozen=chosen.freeze,
-            )
+            return gradient_learner(config, chosen, Network(encoder, head), task)
+        case PrototypeConfig() | CosineLearnerConfig() | MatchingConfig() | RelationConfig() as chosen:
+            return metric_learner(config, chosen, encoder, task)
+        case FilmConfig() | MetaNetConfig() | LeoConfig() as chosen:
+            if isinstance(chosen, MetaNetConfig):
+                _check_ways(config)
+            return amortised_learner(config, chosen, index, encoder, task)
         case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
             kind = DenseRidgeLearner if isinstance(config.task, SegmentationConfig) else RidgeLearner
             return kind(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
@@ -359,14 +248,6 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             assert_never(never)
 
 
-def _drops(model: ModelConfig) -> bool:
-    match model:
-        case ResNet12Config(drop=drop) | DecoderConfig(backbone=ResNet12Config(drop=drop)):
-            return drop > 0
-        case _:
-            return False
-
-
 def _check_ways(config: RunConfig, way_out: str = "") -> None:
     if is_varied(config):
         raise InputError(
@@ -378,116 +259,6 @@ def _check_ways(config: RunConfig, way_out: str = "") -> None:
             f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {config.learner.kind} "
             f"learner has one output per way; make them equal{way_out}"
         )
-
-
-def _gradient_learner(config: RunConfig, chosen: GradientConfig, model: Network, task: Task) -> Learner:
-    initial = _initial(chosen, model, task)
-    rule = _rule(chosen, {name: value for name, value in model.named_parameters() if name in initial.names})
-    held = [("model", model), ("initial", initial), ("rule", rule)]
-    trained = {
-        f"{part}.{name}": value
-        for part, module in held
-        for name, value in module.named_parameters()
-        if value.requires_grad and name not in initial.replaced
-    }
-    if isinstance(chosen.estimate, WarpConfig) and trained.keys() <= {f"model.{name}" for name in initial.names}:
-        raise InputError(
-            f"learner.estimate.kind = warp trains what does not adapt, and with learner.adapts = {chosen.adapts!r} all does; "
-            r"set model.warp = true and learner.adapts = '(?!encoder\.warps).*'"
-        )
-    return GradientLearner(
-        model,
-        task,
-        initial=initial,
-        rule=rule,
-        estimate=_estimate(chosen.estimate, chosen, trained, config.seed),
-        steps=chosen.steps,
-        test_steps=chosen.test_steps or chosen.steps,
-        support_weight=chosen.support_weight,
-        running=Running(model) if chosen.statistics == "start" else None,
-    )
-
-
-def _initial(config: GradientConfig, model: Network, task: Task) -> Initial:
-    match config.initial:
-        case LearnedConfig():
-            return Learned(model, config.adapts)
-        case PrototypesConfig():
-            if not isinstance(config.head, LinearHeadConfig):
-                raise InputError(
-                    "learner.initial.kind = prototypes sets weight and bias of a linear head; "
-                    "set learner.head.kind = linear, or learner.initial.kind = fresh"
-                )
-            return Prototypes(model, config.adapts)
-        case FreshConfig():
-            return Fresh(model, config.adapts, beyond=task.outputs(0), per_way=task.per_way)
-        case ContextConfig():
-            return Context(model)
-        case _ as never:
-            assert_never(never)
-
-
-def _rule(config: GradientConfig, fast: Params) -> Rule:
-    match config.rule:
-        case SgdConfig(lr=lr):
-            return Sgd(lr)
-        case PerElementConfig(lr=lr):
-            return PerElement(lr, fast)
-        case PerStepConfig(lr=lr):
-            return PerStep(lr, fast, config.steps)
-        case CurvatureConfig(lr=lr):
-            return Curvature(lr, fast)
-        case LstmConfig(lr=lr, hidden=hidden):
-            return MetaLstm(lr, hidden)
-        case MlpConfig(lr=lr, hidden=hidden):
-            return Mlp(lr, hidden)
-        case ProcedureConfig(lr=lr, momentum=momentum, normalised=normalised):
-            return Procedure(lr, config.steps, momentum=momentum, normalised=normalised)
-        case _ as never:
-            assert_never(never)
-
-
-def _estimate(asked: EstimateConfig, config: GradientConfig, trained: Params, seed: int) -> Estimate:
-    match asked:
-        case UnrolledConfig(recompute=recompute, multi_step=multi_step, first_order_until=until):
-            if recompute and (multi_step or until):
-                raise InputError(
-                    "learner.estimate.recompute goes with neither multi_step nor first_order_until; set them to 0"
-                )
-            return Unrolled(config.steps, recompute=recompute, multi_step=multi_step, first_order_until=until)
-        case FirstOrderConfig():
-            return FirstOrder()
-        case ReptileConfig():
-            return Reptile()
-        case ImplicitConfig(damping=damping, solver=solver, iterations=iterations, tolerance=tolerance):
-            return Implicit(damping, solver, iterations, tolerance)
-        case EvolutionConfig(sigma=sigma, pairs=pairs):
-            return Evolution(trained, sigma=sigma, pairs=pairs, seed=seed)
-        case EvolvedRuleConfig(sigma=sigma, pairs=pairs, rest=rest):
-            searched = {name: value for name, value in trained.items() if name.startswith("rule.")}
-            if not searched:
-                raise InputError(
-                    "learner.estimate.kind = es_rule evolves the parameters of the rule, and "
-                    f"learner.rule.kind = {config.rule.kind} has none; set learner.rule.kind = procedure"
-                )
-            evolution = Evolution(searched, sigma=sigma, pairs=pairs, seed=seed)
-            return EvolvedRule(_estimate(rest, config, trained, seed), evolution)
-        case WarpConfig(initial=initial):
-            return Warp(_initial_estimate(initial, config.steps))
-        case _ as never:
-            assert_never(never)
-
-
-def _initial_estimate(kind: Literal["unrolled", "first_order", "reptile"], steps: int) -> Estimate:
-    match kind:
-        case "unrolled":
-            return Unrolled(steps)
-        case "first_order":
-            return FirstOrder()
-        case "reptile":
-            return Reptile()
-        case _ as never:
-            assert_never(never)
 
 
 def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:

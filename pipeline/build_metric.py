@@ -1,0 +1,79 @@
+"""From a config to learners that compare: prototypes, cosines, attention, a network of relation."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from torch import nn
+
+from pipeline.build_encoder import Encoder, gives_maps
+from pipeline.errors import InputError
+from pipeline.learners.dense import DensePrototypeLearner
+from pipeline.learners.detector import PrototypeDetector
+from pipeline.learners.learner import Learner
+from pipeline.learners.metric import (
+    ContextualMatchingLearner,
+    CosineLearner,
+    MatchingLearner,
+    PrototypeLearner,
+    RelationLearner,
+)
+from pipeline.models.conv4 import Conv4
+from pipeline.models.features import Features
+from pipeline.models.full_context import FullContext
+from pipeline.models.network import Network
+from pipeline.models.relation import Relation
+from pipeline.schema import (
+    Conv4Config,
+    CosineLearnerConfig,
+    CrossEntropyConfig,
+    DetectionConfig,
+    MatchingConfig,
+    PrototypeConfig,
+    RelationConfig,
+    RunConfig,
+    SegmentationConfig,
+)
+from pipeline.tasks.task import Task
+
+MetricConfig = PrototypeConfig | CosineLearnerConfig | MatchingConfig | RelationConfig
+
+
+def metric_learner(config: RunConfig, chosen: MetricConfig, encoder: Encoder, task: Task) -> Learner:
+    """The learner that compares what this encoder says of queries with what it says of the support.
+
+    Raises:
+        InputError: learner, model and task do not fit each other.
+    """
+    model = Network(encoder, nn.Identity())
+    match chosen:
+        case PrototypeConfig(align=align):
+            if isinstance(config.task, SegmentationConfig):
+                return DensePrototypeLearner(model, task, align=align)
+            if isinstance(config.task, DetectionConfig):
+                return PrototypeDetector(model, task, features=encoder.features)
+            if align:
+                raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
+            return PrototypeLearner(model, task)
+        case CosineLearnerConfig(scale=scale, offset=offset):
+            return CosineLearner(model, task, scale=scale, offset=offset)
+        case MatchingConfig(reads=0):
+            return MatchingLearner(model, task)
+        case MatchingConfig(reads=reads):
+            context = FullContext(encoder.features, steps=reads)
+            return ContextualMatchingLearner(model, task, context)
+        case RelationConfig(loss=loss):
+            if not (isinstance(encoder, Conv4 | Features) and gives_maps(encoder)):
+                raise InputError(
+                    "learner.kind = relation compares feature maps; set model.kind = conv4 and model.features = map"
+                )
+            asked = config.task
+            if loss == "mse" and not isinstance(asked, DetectionConfig) and asked.loss != CrossEntropyConfig():
+                raise InputError(
+                    f"task.loss.kind = {asked.loss.kind} is not asked where learner.loss = mse; set learner.loss = task"
+                )
+            norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
+            relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)
+            return RelationLearner(model, task, relation, loss=loss)
+        case _ as never:
+            assert_never(never)
