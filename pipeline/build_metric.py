@@ -47,13 +47,14 @@ def metric_learner(config: RunConfig, chosen: MetricConfig, encoder: Encoder, ta
     """
     model = Network(encoder, nn.Identity())
     match chosen:
-        case PrototypeConfig(align=align):
+        case PrototypeConfig(align=align, threshold=threshold):
             if isinstance(config.task, SegmentationConfig):
-                return DensePrototypeLearner(model, task, align=align)
+                return DensePrototypeLearner(model, task, align=align, threshold=threshold)
+            for key, value in (("align", align or None), ("threshold", threshold)):
+                if value is not None:
+                    raise InputError(f"learner.{key} = {value:g} is for task.kind = segmentation; leave it out")
             if isinstance(config.task, DetectionConfig):
                 return PrototypeDetector(model, task, features=encoder.features)
-            if align:
-                raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
             return PrototypeLearner(model, task)
         case CosineLearnerConfig(scale=scale, offset=offset):
             return CosineLearner(model, task, scale=scale, offset=offset)

@@ -76,10 +76,6 @@ def _task(config: RunConfig) -> Task:
             return Verification(_verification_loss(config, loss), is_apart=is_apart)
         case DetectionConfig(box_weight=box_weight):
             _check_dense(config, (UnetConfig,), (GradientConfig, PrototypeConfig))
-            if isinstance(config.learner, PrototypeConfig) and config.learner.align:
-                raise InputError(
-                    f"learner.align = {config.learner.align:g} is for task.kind = segmentation; leave it out"
-                )
             return Detection(box_weight=box_weight)
         case _ as never:
             assert_never(never)

@@ -576,6 +576,8 @@ class PrototypeConfig(EmbeddingConfig):
     kind: Literal["prototype"] = "prototype"
     align: Annotated[FiniteFloat, Number, Field(ge=0)] = 0.0
     """In segmentation: weight of the loss by which the queries, as they were labelled, segment the support."""
+    threshold: Annotated[FiniteFloat, Number, Field(gt=-1, lt=1)] | None = None
+    """In segmentation: the cosine that a class must exceed, learned from here on; none: whatever is likest (ADNet)."""
 
 
 class CosineLearnerConfig(EmbeddingConfig):

@@ -32,11 +32,15 @@ class DensePrototypeLearner(EmbeddingLearner):
     section 3.3). Means are over all pixels of an area in all shots, so that a large object counts more than a small one.
 
     With `align` λ the loss is that of the queries + λ · that of the support as the queries' predictions label it (section 3.4).
+    With `threshold` a pixel must be liker to a class than that cosine to be taken for it: what is like nothing in the support is
+    ground too, as in anomaly detection (Hansen et al. 2022, ADNet, section 3.2, which has no mean of the ground besides). The
+    number is where learning begins.
     """
 
-    def __init__(self, model: nn.Module, task: Task, *, align: float = 0.0):
+    def __init__(self, model: nn.Module, task: Task, *, align: float = 0.0, threshold: float | None = None):
         super().__init__(model, task)
         self.align = align
+        self.threshold = None if threshold is None else nn.Parameter(torch.tensor(threshold))
 
     def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
         names = torch.arange(1 + ways, device=labels.device)[:, None, None]
@@ -55,10 +59,17 @@ class DensePrototypeLearner(EmbeddingLearner):
         loss = self.loss(predictions, query.targets) + self.align * self.loss(back, support.targets)
         return Outcome(loss, self.task.metrics(predictions, query.targets), recorded.statistics)
 
-    @staticmethod
-    def _decide(means: Tensor) -> Decide:
+    def _decide(self, means: Tensor) -> Decide:
         directions = F.normalize(means, dim=1)
-        return lambda query: SCALE * torch.einsum("schw,ac->sahw", F.normalize(query, dim=1), directions)
+
+        def decide(query: Tensor) -> Tensor:
+            logits = SCALE * torch.einsum("schw,ac->sahw", F.normalize(query, dim=1), directions)
+            if self.threshold is None:
+                return logits
+            ground = torch.logaddexp(logits[:, :1], SCALE * self.threshold)
+            return torch.cat([ground, logits[:, 1:]], 1)
+
+        return decide
 
 
 @final

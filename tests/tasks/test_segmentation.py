@@ -45,6 +45,7 @@ LEARNERS = {
     "fresh": {"kind": "gradient", "initial": {"kind": "fresh"}, "steps": 2},
     "prototypes": {"kind": "prototype"},
     "panet": {"kind": "prototype", "align": 0.7},
+    "adnet": {"kind": "prototype", "threshold": 0.3},
     "ridge": {"kind": "ridge", "penalty": 0.1},
 }
 MODELS = {
@@ -323,6 +324,18 @@ def test_alignment_adds_how_well_the_support_comes_back(scenes_root, tmp_path):
     assert losses[1] - losses[0] == pytest.approx(losses[2] - losses[1]) and losses[1] > losses[0]
 
 
+def test_what_is_like_nothing_is_ground_where_there_is_a_threshold():
+    """Directions of ground, class and neither; cosines with the class of 1, 0.6 and 0."""
+    features = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.6, 0.8], [0, 0, 1]]).T[None, :, :, None]
+    means = torch.tensor([[1.0, 0, 0], [0, 1, 0]])
+
+    def chosen(threshold: float | None) -> list[int]:
+        learner = DensePrototypeLearner(torch.nn.Identity(), Segmentation(), threshold=threshold)
+        return learner._decide(means)(features).argmax(1).flatten().tolist()
+
+    assert chosen(None)[:3] == [0, 1, 1] and chosen(0.7) == [0, 1, 0, 0] and chosen(0.5) == [0, 1, 1, 0]
+
+
 def test_a_u_net_sees_far_and_gives_every_pixel_features():
     model = Unet(channels=3, width=4, depth=3, downsample="max_pool").double()
     images = torch.rand(2, 3, 32, 24, dtype=torch.float64, requires_grad=True)
@@ -401,6 +414,14 @@ def test_an_episode_is_judged_in_both_modes(scenes_root, tmp_path):
                 "learner": {"kind": "prototype", "align": 1.0},
             },
             "learner.align = 1 is for task.kind = segmentation",
+        ),
+        (
+            {
+                "task": {"kind": "classification"},
+                "model": {"kind": "conv4"},
+                "learner": {"kind": "prototype", "threshold": 0.5},
+            },
+            "learner.threshold = 0.5 is for task.kind = segmentation",
         ),
     ],
 )  # fmt: skip
