@@ -274,13 +274,18 @@ def evaluate(
         return
     path = verb.find(targets[0], runs)
     subject = verb.subject_of(path, data=other, asked=asked, test_steps=test_steps)
-    found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
     if other is None:
-        verb.keep(found, path)
-    if json:
-        print(format.dumps(found.as_json(), indent=1))
+        by_data = verb.by_data(subject, split=split, episodes=episodes, workers=workers)
     else:
-        report.print_scores({path.name: found.as_json()})
+        by_data = {"": verb.evaluate(subject, split=split, episodes=episodes, workers=workers)}
+    names = list(by_data) if len(by_data) > 1 else [""]
+    told = {name: found.as_json() for name, found in zip(names, by_data.values(), strict=True)}
+    for name, found in zip(names, by_data.values(), strict=True) if other is None else ():
+        verb.keep(found, path, name)
+    if json:
+        print(format.dumps(told.get("", told), indent=1))
+    else:
+        report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
 
 
 @app.command(

@@ -20,6 +20,7 @@ LAYERS = {
         "config",
         "faults",
         "build",
+        "build_mixture",
         "build_shape",
         "build_task",
         "build_encoder",
