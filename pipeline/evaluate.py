@@ -253,7 +253,8 @@ def read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
             "squares are resized; name other data"
         )
     size = config.data.size or (height if height == width else None)
-    return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+    # Of other data nothing was trained on, however their splits are called.
+    return config.model_copy(update={"data": config.data.model_copy(update={"size": size, "train": ""})})
 
 
 def _content(index: Index) -> str:

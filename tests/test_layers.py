@@ -34,6 +34,7 @@ LAYERS = {
         "evaluate",
         "compare",
         "seeds",
+        "table",
         "conclude",
         "prepare",
         "embed",
