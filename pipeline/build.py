@@ -15,11 +15,13 @@ from pipeline.build_amortised import amortised_learner
 from pipeline.build_encoder import Encoder, encoder, gives_maps
 from pipeline.build_gradient import gradient_learner
 from pipeline.build_metric import metric_learner
+from pipeline.build_mixture import indexes, weights
 from pipeline.build_shape import evaluation_shape, is_varied, training_shape
 from pipeline.build_task import task
 from pipeline.data.augment import Augment
 from pipeline.data.index import Index
-from pipeline.data.loader import Loader, Reader
+from pipeline.data.loader import Frozen, Loader, Reader, Reading
+from pipeline.data.mixture import InTurns, MixedReader, Mixture
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, classes_of
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
@@ -103,12 +105,15 @@ def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
     )
 
 
-def drawn(config: RunConfig, index: Index) -> Sampler | Stream:
+def drawn(config: RunConfig, index: Index) -> Sampler | Stream | Mixture:
     """What training draws its episodes by.
 
     Raises:
-        InputError: they are a stream, and feeders should read them.
+        InputError: they are a stream, and feeders should read them; or data sets cannot be mixed.
     """
+    if config.data.mixture:
+        samplers = [sampler(config, part, config.data.train) for part in indexes(config, index)]
+        return Mixture(samplers, weights(config), seed=config.seed)
     if isinstance(config.learner, SupervisedConfig):
         if feeders := config.workers.feeders:
             raise InputError(
@@ -130,10 +135,22 @@ def loader(
     """What brings a rank its episodes of training, ahead of use; `read(step, number)` is asked for them, if given."""
     source, reads = drawn(config, index), reader(config, index)
     share = {"batch": config.meta.batch, "rank": rank, "world": world, "depth": config.data.prefetch, "read": read}
+    if isinstance(source, Mixture):
+        mixed = MixedReader([reader(config, part.index) for part in source.samplers])
+        return Loader(source, mixed, **share, threads=config.data.threads)
     if isinstance(source, Stream):
         # A stream is read in its order, so by one thread.
         return Loader(source, StreamReader(source, reads), **share, threads=1)
     return Loader(source, reads, **share, threads=config.data.threads)
+
+
+def validation(config: RunConfig, index: Index) -> tuple[Frozen, Reading]:
+    """What draws and what reads the frozen validation episodes; of several data sets in turns."""
+    parts = indexes(config, index)
+    samplers = [sampler(config, part, config.data.validation) for part in parts]
+    if len(parts) == 1:
+        return samplers[0], reader(config, index)
+    return InTurns(samplers), MixedReader([reader(config, part) for part in parts])
 
 
 def trained_on(config: RunConfig, other: Index, state: Mapping[str, Any]) -> Index:
@@ -297,9 +314,9 @@ def training_place(config: RunConfig, index: Index, device: torch.device) -> Pla
         return bring
     if index.encoder:
         raise InputError(f"data.augment is for images, and {index.root} holds features; leave it out")
-    if augment.flip and index.name in CHARACTERS:
+    for name in {part.name for part in indexes(config, index)} & set(CHARACTERS) if augment.flip else ():
         raise InputError(
-            f"data.augment.flip = true: {index.name} are characters, and a mirrored one is another; leave it out"
+            f"data.augment.flip = true: {name} are characters, and a mirrored one is another; leave it out"
         )
     return lambda episode: augment(bring(episode))
 

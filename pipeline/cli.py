@@ -229,9 +229,20 @@ def train(
 def evaluate(
     targets: Annotated[
         list[Path],
-        typer.Argument(help="run id, run folder or checkpoint folder; several: of one config, each of its own seed"),
+        typer.Argument(
+            help="run id, run folder or checkpoint folder; several: of one config, each of its own seed, or with --table any"
+        ),
     ],
-    data: Annotated[str | None, typer.Option(help="another packed data set, or its URL")] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="another packed data set, or its URL; of --table as often as there are columns, as DATA or DATA:SPLIT"
+        ),
+    ] = None,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="a table of runs by the data sets of --data, none of which a run was trained on"),
+    ] = False,
     split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
     episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
     ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
@@ -261,8 +272,18 @@ def evaluate(
     from pipeline.data.root import root_of
     from pipeline.watch import counting
 
-    other = root_of(data) if data else None
+    named = data or []
+    if len(named) > 1 and not table:
+        raise InputError(f"--data {named[1]}: a second data set is for --table; add that, or name one")
     asked = _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
+    if table:
+        if pairs or not named:
+            raise InputError(
+                "--table measures episodes of the data sets that --data names; give --data, and leave --pairs out"
+            )
+        _table_told(targets, runs, named, split, asked, test_steps, episodes=episodes, workers=workers, is_json=json)
+        return
+    other = root_of(named[0]) if named else None
     if mirror and not pairs:
         raise InputError("--mirror is for --pairs; leave it out, or ask for pairs")
     if pairs:
@@ -280,13 +301,18 @@ def evaluate(
         return
     path = verb.find(targets[0], runs)
     subject = verb.subject_of(path, data=other, asked=asked, test_steps=test_steps)
-    found = verb.evaluate(subject, split=split, episodes=episodes, workers=workers)
     if other is None:
-        verb.keep(found, path)
-    if json:
-        print(format.dumps(found.as_json(), indent=1))
+        by_data = verb.by_data(subject, split=split, episodes=episodes, workers=workers)
     else:
-        report.print_scores({path.name: found.as_json()})
+        by_data = {"": verb.evaluate(subject, split=split, episodes=episodes, workers=workers)}
+    names = list(by_data) if len(by_data) > 1 else [""]
+    told = {name: found.as_json() for name, found in zip(names, by_data.values(), strict=True)}
+    for name, found in zip(names, by_data.values(), strict=True) if other is None else ():
+        verb.keep(found, path, name)
+    if json:
+        print(format.dumps(told.get("", told), indent=1))
+    else:
+        report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
 
 
 @app.command(
@@ -391,6 +417,37 @@ def _pairs_told(path: Path, data: Root | None, *, mirror: bool, is_json: bool) -
         print(json.dumps(found.as_json(), indent=1))
     else:
         report.print_pairs(found.as_json())
+
+
+def _table_told(
+    targets: list[Path],
+    runs: Path,
+    named: list[str],
+    split: str,
+    asked: dict[str, Any],
+    test_steps: int | None,
+    *,
+    episodes: int,
+    workers: int,
+    is_json: bool,
+) -> None:
+    """Measure runs on several data sets, keep the table and print it."""
+    import json
+
+    from pipeline import table as verb
+    from pipeline.watch import counting
+
+    options = {"asked": asked, "test_steps": test_steps, "episodes": episodes, "workers": workers}
+    data = verb.columns(named, split)
+    with counting("evaluating", "cells") as progress:
+        found = verb.table(targets, runs, data=data, progress=progress, **options)
+    folder, sent = verb.keep(found, runs)
+    if is_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print(found.as_markdown())
+        print(f"kept in {folder}")
+    _warn_unless(sent.complete)
 
 
 def _spread_told(summary: Summary, runs: Path, *, is_json: bool) -> None:

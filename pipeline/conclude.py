@@ -14,12 +14,13 @@ import torch
 
 from pipeline import build, checkpoint, evaluate, spool, tracking
 from pipeline.build import MakeLearner
+from pipeline.build_mixture import fingerprints
 from pipeline.build_shape import evaluation_shape
 from pipeline.config import dump, fingerprint, flatten
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.data.shapes import in_words
-from pipeline.evaluate import Subject
+from pipeline.evaluate import Evaluation, Subject
 from pipeline.judging import examine, ranged, score, shown
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
@@ -45,7 +46,7 @@ def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str,
     told.params({key: str(value) for key, value in flatten(dump(config)).items()})
     told.tags(
         {
-            "data.fingerprint": index.fingerprint,
+            **fingerprints(config, index),
             "config.fingerprint": fingerprint(config),
             **origins,
             "mlflow.source.git.commit": _revision(),
@@ -83,7 +84,8 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     asked = {"split": config.data.test, "workers": config.workers.least}
     episodes = config.evaluate.episodes
     began = time.monotonic()
-    trained = before = evaluate.evaluate(subject, episodes=episodes, **asked)
+    by_data = evaluate.by_data(subject, episodes=episodes, **asked)
+    trained = before = next(iter(by_data.values()))
     # Without a meta-step both are the same learner.
     if config.meta.steps:
         untrained = subject._replace(checkpoint="")
@@ -93,28 +95,35 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
         "untrained": before.as_json(),
         "mode": config.evaluate.mode,
         "checkpoint": best.name,
+        **({"data": {name: found.as_json() for name, found in by_data.items()}} if len(by_data) > 1 else {}),
         "evaluation_s": time.monotonic() - began,
     }
     evaluate.write(result, run / RESULT_FILE)
     floor = result["untrained"][config.evaluate.mode][trained.metric]["mean"]
     drawn = draw(run, subject, floor=floor)
     told = Spool(run)
-    for mode, metrics in trained.scores.items():
-        for name, found in metrics.items():
-            told.metrics(
-                trained.step,
-                {f"test/{mode.value}/{name}": found.mean, f"test/{mode.value}/{name}_interval": found.interval},
-            )
-        for name, (mean, interval) in trained.pooled[mode].items():
-            told.metrics(trained.step, {f"test/{mode.value}/{name}": mean})
-            if interval is not None:
-                told.metrics(trained.step, {f"test/{mode.value}/{name}_interval": interval})
+    _tell_scores(told, "test", trained)
+    for name, found in by_data.items() if len(by_data) > 1 else ():
+        _tell_scores(told, f"test/{name}", found)
     told.artifact(run / RESULT_FILE)
     told.artifact(best / "manifest.json", "checkpoint")
     for path in drawn:
         told.artifact(path, "pictures")
     told.close()
     return result
+
+
+def _tell_scores(told: Spool, start: str, evaluation: Evaluation) -> None:
+    for mode, metrics in evaluation.scores.items():
+        for name, found in metrics.items():
+            told.metrics(
+                evaluation.step,
+                {f"{start}/{mode.value}/{name}": found.mean, f"{start}/{mode.value}/{name}_interval": found.interval},
+            )
+        for name, (mean, interval) in evaluation.pooled[mode].items():
+            told.metrics(evaluation.step, {f"{start}/{mode.value}/{name}": mean})
+            if interval is not None:
+                told.metrics(evaluation.step, {f"{start}/{mode.value}/{name}_interval": interval})
 
 
 def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
@@ -232,6 +241,8 @@ def finished_text(run: Path, result: dict[str, Any], uri: str, *, is_sent: bool)
     for mode in Mode:
         found, floor = (ranged(metric, side[mode.value][metric]) for side in (test, untrained))
         lines.append(f"{mode.value:<15}{metric} {found}   (untrained {floor})")
+    for name, found in result.get("data", {}).items():
+        lines.append(f"on {name}: {metric} {ranged(metric, found[result['mode']][metric])}")
     others = [f"{n.replace('_', ' ')} {shown(n, found['mean'])}" for n, found in chosen.items() if n != metric]
     if others:
         lines.append(f"{result['mode'] + ':':<15}{', '.join(others)}")

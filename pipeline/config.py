@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.faults import one_line, sentence, shown
 from pipeline.schema import RunConfig
@@ -36,14 +37,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _put(tree, override)
     config = parse(tree, str(path))
     # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
-    root = config.data.root
-    data = config.data.model_copy(update={"root": _fixed(root) if isinstance(root, Path) else root})
+    parts = tuple(part.model_copy(update={"root": _absolute(part.root)}) for part in config.data.mixture)
+    data = config.data.model_copy(update={"root": _absolute(config.data.root), "mixture": parts})
     fixed: dict[str, Any] = {"runs": _fixed(config.runs), "data": data}
     if config.start is not None:
         fixed["start"] = _fixed(config.start)
     if config.teacher is not None:
         fixed["teacher"] = config.teacher.model_copy(update={"start": _fixed(config.teacher.start)})
     return config.model_copy(update=fixed)
+
+
+def _absolute(root: Root) -> Root:
+    return _fixed(root) if isinstance(root, Path) else root
 
 
 def _fixed(path: Path) -> Path:

@@ -16,6 +16,7 @@ import torch
 
 from pipeline import build, checkpoint, session, spool, tracking
 from pipeline.build import MakeLearner
+from pipeline.build_mixture import indexes, names
 from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
@@ -120,6 +121,19 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
         found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
         found.learner.task.headline,
     )
+
+
+def by_data(subject: Subject, *, split: str, episodes: int, workers: int) -> dict[str, Evaluation]:
+    """As `evaluate`, on every data set that the run was trained on by itself, by name; the first is `data.root`.
+
+    Raises:
+        InputError: as `evaluate`, or they do not go together.
+    """
+    config = parse(dict(subject.config), "checkpoint")
+    parts = indexes(config, Index.open(config.data.root))
+    subjects = [subject, *(subject._replace(data=str(part.root)) for part in parts[1:])]
+    found = [evaluate(own, split=split, episodes=episodes, workers=workers) for own in subjects]
+    return dict(zip(names(parts), found, strict=True))
 
 
 def _scores(judgements: Sequence[Judgement]) -> dict[str, Score]:
@@ -239,7 +253,8 @@ def read_alike(config: RunConfig, trained: Index, index: Index) -> RunConfig:
             "squares are resized; name other data"
         )
     size = config.data.size or (height if height == width else None)
-    return config.model_copy(update={"data": config.data.model_copy(update={"size": size})})
+    # Of other data nothing was trained on, however their splits are called.
+    return config.model_copy(update={"data": config.data.model_copy(update={"size": size, "train": ""})})
 
 
 def _content(index: Index) -> str:
@@ -321,14 +336,18 @@ def run_of(path: Path) -> Path | None:
     return run if path.absolute().parent.name == "checkpoints" and (run / spool.FILE).exists() else None
 
 
-def keep(evaluation: Evaluation, path: Path) -> Path | None:
-    """Log an evaluation to the run whose checkpoint this is, and send it to the run's MLflow; where it is kept, if anywhere."""
+def keep(evaluation: Evaluation, path: Path, name: str = "") -> Path | None:
+    """Log an evaluation to the run whose checkpoint this is, and send it to the run's MLflow; where it is kept, if anywhere.
+
+    `name` says on which of several data sets it was made.
+    """
     run = run_of(path)
     if run is None:
         return None
     folder = run / "evaluations"
     folder.mkdir(exist_ok=True)
-    kept = folder / f"{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    on = f"{name}-" if name else ""
+    kept = folder / f"{on}{evaluation.split}-{path.name}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     write(evaluation.as_json(), kept)
     told = spool.Spool(run)
     settings = evaluation.shape.told()
@@ -343,7 +362,7 @@ def keep(evaluation: Evaluation, path: Path) -> Path | None:
         shape = f"{kind}{ways}way-{shots}shot-{queries}query{tail}-{episodes}episodes"
         shape += "" if is_usual else f"-{evaluation.inner_steps}steps"
         means = {name: found.mean for name, found in (metrics | evaluation.pooled[mode]).items()}
-        start = f"evaluate/{evaluation.split}-{shape}/{mode.value}"
+        start = f"evaluate/{on}{evaluation.split}-{shape}/{mode.value}"
         told.metrics(evaluation.step, {f"{start}/{name}": mean for name, mean in means.items()})
     told.artifact(kept, "evaluations")
     told.close()

@@ -69,7 +69,7 @@ def _without_kinds(location: list[str], root: type[BaseModel]) -> list[str]:
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated):
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, tuple):
         return [model for part in typing.get_args(annotation) for model in _models_in(part)]
     return []
 

@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     CHANCE = 10
     SCENE = 11
     INSTANCE = 12
+    MIXTURE = 13
 
 
 class Noise:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline import mirror
+from pipeline.build_mixture import roots
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
@@ -42,12 +43,12 @@ class Line(NamedTuple):
     is_warning: bool = False
 
 
-def look(node: str, root: Root) -> Report:
+def look(node: str, roots: Sequence[Root]) -> Report:
     """What is seen here."""
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
     data, data_fault = "", ""
     try:
-        data = Index.open(root).fingerprint
+        data = "+".join(Index.open(root).fingerprint for root in roots)
     except InputError as error:
         data_fault = str(error)
     return Report(node, versions, data, data_fault)
@@ -64,8 +65,9 @@ def lines(reports: Sequence[Report], config: RunConfig) -> list[Line]:
         told = told if len(by_version) > 1 else f"{next(iter(by_version))} everywhere"
         found.append(Line(name, told, f"install the same {name} on all nodes" if len(by_version) > 1 else ""))
     blind = [report for report in reports if report.data_fault]
+    where = " and ".join(str(root) for root in roots(config))
     hashes = {report.data for report in reports if report.data}
-    data = Line("data", f"{config.data.root}: hash {', '.join(sorted(name[:12] for name in hashes)) or 'unknown'}")
+    data = Line("data", f"{where}: hash {', '.join(sorted(map(_short, hashes))) or 'unknown'}")
     if blind:
         data = data._replace(
             remedy=f"data.root must be seen by every node, and {_nodes([r.node for r in blind])} say: {blind[0].data_fault}"
@@ -73,6 +75,10 @@ def lines(reports: Sequence[Report], config: RunConfig) -> list[Line]:
     elif len(hashes) > 1:
         data = data._replace(remedy="nodes see different data under this name: copy the same to all")
     return [*found, data]
+
+
+def _short(hashes: str) -> str:
+    return "+".join(name[:12] for name in hashes.split("+"))
 
 
 def _nodes(names: Sequence[str]) -> str:
@@ -129,7 +135,7 @@ def check(config: RunConfig, uri: str) -> None:
         remote = ray.remote(num_cpus=0, max_retries=0)(look)
         asked = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(number, soft=False)).remote(
-                f"{name}-{number[:6]}", config.data.root
+                f"{name}-{number[:6]}", roots(config)
             )
             for number, name in nodes.items()
         ]

@@ -102,6 +102,8 @@ def _what(past: spool.History) -> str:
             return TRAINING
         case "compare":
             return f"comparison of {members} runs"
+        case "table":
+            return f"table of {members} runs"
         case _:
             return f"summary of {members} {kind}"
 

@@ -102,11 +102,23 @@ class LongTailedConfig(Config):
 ShapeConfig = Annotated[FixedConfig | VariedConfig | LongTailedConfig, Field(discriminator="kind")]
 
 
+class PartConfig(Config):
+    """A further data set that training episodes come from; its splits are called as those of the first."""
+
+    root: Annotated[Root, PlainValidator(root_of), PlainSerializer(str)]
+    weight: PositiveFloat = 1.0
+    """In proportion to these an episode comes from a data set."""
+
+
 class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
     root: Annotated[Root, PlainValidator(root_of), PlainSerializer(str)]
     """A folder, or a URL of one, as s3://bucket/birds."""
+    weight: PositiveFloat = 1.0
+    """Where there is a mixture: in proportion to these an episode comes from a data set."""
+    mixture: tuple[PartConfig, ...] = ()
+    """Further data sets. Each is evaluated by itself; validation is the mean over all."""
     ways: PositiveInt = 5
     shots: PositiveInt = 1
     queries: PositiveInt = 15

@@ -13,6 +13,7 @@ import yaml
 
 from pipeline import build, evaluate, session, spool, tracking, train
 from pipeline.build import MakeLearner
+from pipeline.build_mixture import fingerprints
 from pipeline.conclude import RESULT_FILE as RUN_RESULT_FILE
 from pipeline.config import differences, dump, fingerprint, parse
 from pipeline.data.index import Index
@@ -30,6 +31,8 @@ NAME = "seeds"
 RESULT_FILE, TABLE_FILE = "seeds.json", "seeds.csv"
 SETTINGS = ("split", "ways", "shots", "queries", "inner_steps", "metric")
 """What of an evaluation's JSON is the same for all runs."""
+SHAPED = ("shape", "least_ways", "support", "imbalance", "mean_ways", "mean_shots")
+"""What more is, where episodes are not all of one shape."""
 Progress = Callable[[int, int], None]
 
 
@@ -75,7 +78,7 @@ class Summary(NamedTuple):
         runs = [{"seed": m.seed, "run": m.name, "checkpoint": m.checkpoint.name} for m in self.members]
         spreads = {mode: {name: own._asdict() for name, own in by.items()} for mode, by in self.spreads().items()}
         episodes = first[Mode.INDUCTIVE.value][first["metric"]]["episodes"]
-        settings = {key: first[key] for key in SETTINGS}
+        settings = {key: first[key] for key in (*SETTINGS, *SHAPED) if key in first}
         return {**settings, "episodes": episodes, "data_fingerprint": self.fingerprint, "runs": runs, **spreads}
 
 
@@ -126,10 +129,9 @@ def train_all(
 def earlier(config: RunConfig, make_learner: MakeLearner) -> Path | None:
     """The newest run under `runs` with this very config, on these data, from these files, of this learner; None if none is."""
     origins = provenance(config)
-    data = Index.without_shards(config.data.root).fingerprint
     asked = {
         "config.fingerprint": fingerprint(config),
-        "data.fingerprint": data,
+        **fingerprints(config, Index.without_shards(config.data.root)),
         **origins,
         **train.maker(make_learner),
     }
@@ -249,7 +251,7 @@ def _write_table(summary: Summary, path: Path) -> None:
 def _tell(summary: Summary, folder: Path) -> None:
     told = spool.Spool(folder)
     whole = summary.as_json()
-    settings = {key: str(whole[key]) for key in (*SETTINGS, "episodes")}
+    settings = {key: str(whole[key]) for key in (*SETTINGS, *SHAPED, "episodes") if key in whole}
     members = {f"run.{n}": f"{m.name} {m.checkpoint.name}" for n, m in enumerate(summary.members)}
     seeds = {f"seed.{n}": str(m.seed) for n, m in enumerate(summary.members)}
     told.params({"name": NAME, **settings, **members, **seeds})

@@ -22,9 +22,11 @@ import yaml
 from pipeline import build, checkpoint, failures, mirror, preflight, tracking
 from pipeline.archive import CONFIG_FILE, STOP_FILE, Folder
 from pipeline.build import MakeLearner
+from pipeline.build_mixture import indexes
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
 from pipeline.config import differences, dump
 from pipeline.data.index import Index
+from pipeline.data.mixture import Mixture
 from pipeline.data.root import Url
 from pipeline.data.sampler import assign
 from pipeline.distant import beside_driver
@@ -187,7 +189,10 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
         )
     build.training_place(config, index, torch.device("cpu"))
     training = build.drawn(config, index)
-    for source in (training, *(build.sampler(config, index, split) for split in (data.validation, data.test))):
+    parts = indexes(config, index)
+    sources = training.samplers if isinstance(training, Mixture) else [training]
+    measured = [build.sampler(config, part, split) for part in parts for split in (data.validation, data.test)]
+    for source in (*sources, *measured):
         for lane in range(source.lanes):
             source.draw(0, lane)
     assign(training.costs(0, config.meta.batch), config.workers.most, lanes=data.lanes)

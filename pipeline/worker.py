@@ -189,7 +189,7 @@ def _validate(config: RunConfig, index: Index, learner: Learner, device: torch.d
     bring, headline = build.place(config, device), learner.task.headline
 
     def judged(learner: Learner, numbers: Iterable[int]) -> list[tuple[int, float]]:
-        sampler, reader = build.sampler(config, index, config.data.validation), build.reader(config, index)
+        sampler, reader = build.validation(config, index)
         scores = []
         for number, episode in frozen(sampler, reader, numbers):
             watchdog.moved(watchdog.place.step, "validating")

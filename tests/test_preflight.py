@@ -24,12 +24,12 @@ def remedies(config, reports) -> dict[str, str]:
 
 
 def test_a_node_tells_its_versions_and_its_data(config):
-    said = look("n1", config.data.root)
+    said = look("n1", [config.data.root])
     assert said.versions.keys() == VERSIONS.keys() and len(said.data) == 64 and not said.data_fault
 
 
 def test_a_node_without_data_says_so(tmp_path):
-    assert "no index here" in look("n1", tmp_path / "nothing").data_fault
+    assert "no index here" in look("n1", [tmp_path / "nothing"]).data_fault
 
 
 def test_equal_nodes_pass(config):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.images import resize, resize_mask, with_channels
-from pipeline.data.sampler import Draw, Sampler, assign
+from pipeline.data.sampler import Draw, assign
 from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
@@ -151,15 +151,19 @@ class Share(NamedTuple):
     episodes: list[Episode]
 
 
-class Drawing(Protocol[Drawn_co]):
+class Frozen(Protocol[Drawn_co]):
     """What says which samples make up an episode."""
+
+    def draw(self, step: int, number: int) -> Drawn_co: ...
+
+
+class Drawing(Frozen[Drawn_co], Protocol[Drawn_co]):
+    """What says that of the episodes of training, and how much each of them costs."""
 
     lanes: int
     seed: int
 
     def costs(self, step: int, batch: int) -> list[float]: ...
-
-    def draw(self, step: int, number: int) -> Drawn_co: ...
 
 
 class Reading(Protocol[Drawn_contra]):
@@ -226,7 +230,7 @@ class Loader(Generic[Drawn]):
         return self.reader.episode(self.sampler.draw(step, number))._replace(key=torch.tensor(word >> 32))
 
 
-def frozen(sampler: Sampler, reader: Reader, numbers: Iterable[int]):
+def frozen(sampler: Frozen[Drawn], reader: Reading[Drawn], numbers: Iterable[int]):
     """Yield (number, episode) of the fixed evaluation episodes: those of step 0 of the sampler's own seed."""
     for number in numbers:
         yield number, reader.episode(sampler.draw(0, number))

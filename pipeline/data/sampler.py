@@ -97,10 +97,12 @@ class Sampler:
 
     def costs(self, step: int, batch: int) -> list[float]:
         """What every episode of a meta-step costs; with lanes, which are shared out whole, as if all cost the same."""
-        same = 1 if self.lanes > 1 else self.shape.cost
-        if same is not None:
-            return [same] * batch
-        return [self._planned(self._noise(step, number), None)[2].cost for number in range(batch)]
+        return [1] * batch if self.lanes > 1 else [self.cost(step, number) for number in range(batch)]
+
+    def cost(self, step: int, number: int) -> int:
+        """What an episode costs, without lanes: the samples to be read and pushed through the model."""
+        same = self.shape.cost
+        return self._planned(self._noise(step, number), None)[2].cost if same is None else same
 
     def _noise(self, step: int, number: int) -> Noise:
         return Noise(self.seed, Purpose.EPISODE, zlib.crc32(self.split.encode()), step, number)
