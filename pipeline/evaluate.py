@@ -97,10 +97,14 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     Raises:
         InputError: as `measure`.
     """
-    found, rows = measure(subject, split=split, episodes=episodes, workers=workers)
+    return summed(subject, *measure(subject, split=split, episodes=episodes, workers=workers), split=split)
+
+
+def summed(subject: Subject, found: Restored, rows: Sequence[dict[Mode, Judgement]], *, split: str) -> Evaluation:
+    """What the episodes that were measured say together."""
     by_mode = {mode: [row[mode] for row in rows] for mode in MODES}
     drawing = build.sampler(found.config, found.index, split)
-    classes = [drawing.draw(0, number).classes for number in range(episodes)]
+    classes = classes_of(found, split, len(rows))
     step = checkpoint.load(Path(subject.checkpoint)).step if subject.checkpoint else 0
     return Evaluation(
         {mode: _scores(own) for mode, own in by_mode.items()},
@@ -111,6 +115,12 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
         found.learner.test_steps if isinstance(found.learner, GradientLearner) else None,
         found.learner.task.headline,
     )
+
+
+def classes_of(found: Restored, split: str, episodes: int) -> list[list[int]]:
+    """The classes of the data set that each frozen episode is about."""
+    drawing = build.sampler(found.config, found.index, split)
+    return [[int(number) for number in drawing.draw(0, episode).classes] for episode in range(episodes)]
 
 
 def _scores(judgements: Sequence[Judgement]) -> dict[str, Score]:

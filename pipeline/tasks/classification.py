@@ -61,3 +61,27 @@ class Classification(Task):
         """Expected calibration error: how far confidence is from accuracy in a bin, a query's mean (Guo et al. 2017, eq. 3)."""
         numbers, confidences, hits = exact_sums(tallies)
         return {"calibration_error": Pooled(((hits - confidences).abs().sum() / numbers.sum()).item())}
+
+    def counts(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """How many queries of each class of the episode were taken for each: (ways, ways)."""
+        ways = predictions.shape[-1]
+        true, said = (F.one_hot(each.cpu(), ways).double() for each in (targets, predictions.detach().argmax(-1)))
+        return true.T @ said
+
+
+def confusion(counts: Tensor, classes: Sequence[Sequence[int]]) -> tuple[list[int], Tensor]:
+    """The classes of the data set, in their order, and how often a query of the one was taken for the other in the episodes that
+    both are in: (classes, classes), nan for two that never met.
+
+    From counts (episodes, ways, ways) of `Classification` and the classes that each episode is about. The row of a class need
+    not add up to 1: each of its shares is of other episodes.
+    """
+    names, places = torch.tensor([list(own) for own in classes]).unique(return_inverse=True)
+    cells = places[:, :, None] * len(names) + places[:, None, :]
+    # Every query of a class could have been taken for any other class of its episode.
+    asked = counts.sum(2, keepdim=True).expand_as(counts)
+    sums = (torch.zeros(len(names) ** 2, dtype=torch.float64) for _ in range(2))
+    taken, could = (
+        total.index_add(0, cells.flatten(), part.flatten()) for total, part in zip(sums, (counts, asked), strict=True)
+    )
+    return names.tolist(), (taken / could).reshape(len(names), len(names))
