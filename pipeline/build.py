@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
-from pipeline.build_encoder import Encoder, encoder, gives_maps
+from pipeline.build_encoder import Encoder, encoder, gives_maps, standard
 from pipeline.build_task import task
 from pipeline.data.augment import Augment
 from pipeline.data.index import Index
@@ -226,7 +226,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        made = _learner(config, index, encoder(config, index), task(config))
+        made = _learner(config, index, encoder(config, index), task(config), standard(config, index))
     if isinstance(config.learner, EmbeddingConfig) and config.learner.backward and isinstance(made, EmbeddingLearner):
         made.spare(config.learner.backward)
     if config.meta.steps and not any(value.requires_grad for value in made.parameters()):
@@ -258,13 +258,15 @@ def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Mod
             assert_never(never)
 
 
-def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
+def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task, standard: nn.Module) -> Learner:
     if gives_maps(encoder) and not isinstance(config.learner, RelationConfig):
         where = f"{index.root}: an encoder with " if index.encoder else ""
         raise InputError(
             f"{where}model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
             "set model.features = mean or flatten"
         )
+    # For learners that make predictions of features themselves.
+    bare = Network(encoder, nn.Identity(), standard)
     match config.learner:
         case GradientConfig() as chosen:
             if has_fixed_head(config):
@@ -281,23 +283,22 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                     "not; set model.drop = 0 or another estimate"
                 )
             head = _head(chosen.head, task, encoder.features, config.data.ways)
-            return _gradient_learner(config, chosen, Network(encoder, head), task)
+            return _gradient_learner(config, chosen, Network(encoder, head, standard), task)
         case PrototypeConfig(align=align):
-            model = Network(encoder, nn.Identity())
             if isinstance(config.task, SegmentationConfig):
-                return DensePrototypeLearner(model, task, align=align)
+                return DensePrototypeLearner(bare, task, align=align)
             if isinstance(config.task, DetectionConfig):
-                return PrototypeDetector(model, task, features=encoder.features)
+                return PrototypeDetector(bare, task, features=encoder.features)
             if align:
                 raise InputError(f"learner.align = {align:g} is for task.kind = segmentation; leave it out")
-            return PrototypeLearner(model, task)
+            return PrototypeLearner(bare, task)
         case CosineLearnerConfig(scale=scale, offset=offset):
-            return CosineLearner(Network(encoder, nn.Identity()), task, scale=scale, offset=offset)
+            return CosineLearner(bare, task, scale=scale, offset=offset)
         case MatchingConfig(reads=0):
-            return MatchingLearner(Network(encoder, nn.Identity()), task)
+            return MatchingLearner(bare, task)
         case MatchingConfig(reads=reads):
             context = FullContext(encoder.features, steps=reads)
-            return ContextualMatchingLearner(Network(encoder, nn.Identity()), task, context)
+            return ContextualMatchingLearner(bare, task, context)
         case RelationConfig(loss=loss):
             if not (isinstance(encoder, Conv4 | Features) and gives_maps(encoder)):
                 raise InputError(
@@ -310,7 +311,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 )
             norm = config.model.norm if isinstance(config.model, Conv4Config) else "batch"
             relation = Relation(width=encoder.channels, side=encoder.side, norm=norm)
-            return RelationLearner(Network(encoder, nn.Identity()), task, relation, loss=loss)
+            return RelationLearner(bare, task, relation, loss=loss)
         case FilmConfig(hidden=hidden):
             side, _, channels = index.shape(0)
             # Group norm: the context of a support is the same in training and in both modes.
@@ -323,11 +324,11 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                 norm="group",
             )
             sizes = {"context": set_encoder.features, "features": encoder.features, "hidden": hidden}
-            return FilmLearner(Network(encoder, nn.Identity()), task, set_encoder, **sizes)
+            return FilmLearner(bare, task, set_encoder, **sizes)
         case MetaNetConfig(representation=representation, hidden=hidden):
             _check_ways(config)
             return MetaNetLearner(
-                Network(encoder, nn.Identity()),
+                bare,
                 task,
                 features=encoder.features,
                 ways=config.data.ways,
@@ -340,7 +341,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
                     "learner.freeze = true would keep an encoder of random weights; set start, or learner.freeze = false"
                 )
             return LeoLearner(
-                Network(encoder, nn.Identity()),
+                bare,
                 task,
                 features=encoder.features,
                 latent=chosen.latent,
@@ -353,18 +354,14 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> L
             )
         case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
             kind = DenseRidgeLearner if isinstance(config.task, SegmentationConfig) else RidgeLearner
-            return kind(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
+            return kind(bare, task, penalty=penalty, scale=scale, unit=unit)
         case LogisticConfig(penalty=penalty, scale=scale, steps=steps, normalise=unit):
-            return LogisticLearner(
-                Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps, unit=unit
-            )
+            return LogisticLearner(bare, task, penalty=penalty, scale=scale, steps=steps, unit=unit)
         case SvmConfig(cost=cost, scale=scale, normalise=unit):
-            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale, unit=unit)
+            return SvmLearner(bare, task, cost=cost, scale=scale, unit=unit)
         case SupervisedConfig(head=head):
             classes = len(classes_of(index, config.data.train)) * (QUARTER_TURNS if config.data.rotations else 1)
-            return SupervisedLearner(
-                Network(encoder, nn.Identity()), task, _head(head, task, encoder.features, classes)
-            )
+            return SupervisedLearner(bare, task, _head(head, task, encoder.features, classes))
         case _ as never:
             assert_never(never)
 

@@ -137,7 +137,8 @@ def scores(path: Path, measured: Measured) -> list[Path]:
     """How scores of genuine trials and of impostors are spread, with the threshold at which as many of both are wrong."""
     found = trials(measured.tallies)
     values = found.scores.numpy()
-    edges = np.linspace(*np.quantile(values, (TAIL, 1 - TAIL)), BINS + 1)
+    low, high = np.quantile(values, (TAIL, 1 - TAIL)).tolist()
+    edges = np.linspace(low, high, BINS + 1)
     genuine, impostor = (
         np.histogram(np.clip(values[side], edges[0], edges[-1]), edges)[0] / side.sum()
         for side in (found.genuine.numpy(), ~found.genuine.numpy())

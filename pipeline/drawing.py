@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from pipeline import build, charts, evaluate
 from pipeline.charts import Measured
-from pipeline.config import parse
 from pipeline.episode import Episode
 from pipeline.evaluate import Restored, Subject
 from pipeline.judging import Judgement
@@ -34,6 +33,10 @@ FOLDER = "pictures"
 
 Make = Callable[[Path], list[Path]]
 """Draws into a PNG file, writes the numbers beside it, and says what it made."""
+
+
+Untrained = Callable[[], Learner]
+"""Makes the learner as its run began."""
 
 
 class Moment(NamedTuple):
@@ -61,7 +64,8 @@ def draw(
     measured = Measured(config, found.index, learner.to(device), bring, mode, judgements, classes)
     made: list[Path] = []
     with one_thread():
-        for name, make in _pictures(run, subject, measured, floor):
+        untrained = cache(lambda: evaluate.restored(subject._replace(checkpoint="")).learner.to(device))
+        for name, make in _pictures(run, untrained, measured, floor):
             try:
                 made += make(folder / f"{name}.png")
             # Whatever goes wrong here, the run has its figures.
@@ -75,13 +79,13 @@ def draw(
     return made
 
 
-def _pictures(run: Path, subject: Subject, measured: Measured, floor: float) -> Iterator[tuple[str, Make]]:
+def _pictures(run: Path, untrained: Untrained, measured: Measured, floor: float) -> Iterator[tuple[str, Make]]:
     """The name of every picture and what draws it."""
     learner = measured.learner
     # Features are no pictures.
     if not measured.index.encoder:
         for place, number in outstanding(measured).items():
-            yield f"episode-{place}", partial(_episode, subject, measured, place, number)
+            yield f"episode-{place}", partial(_episode, untrained, measured, place, number)
     if measured.config.meta.steps:
         yield "losses", partial(charts.losses, run=run, metric=learner.task.headline)
     if isinstance(learner, GradientLearner):
@@ -115,12 +119,12 @@ def _scores(measured: Measured) -> list[float]:
     return [judgement.metrics[headline] for judgement in measured.judgements]
 
 
-def _episode(subject: Subject, measured: Measured, place: str, number: int, path: Path) -> list[Path]:
+def _episode(untrained: Untrained, measured: Measured, place: str, number: int, path: Path) -> list[Path]:
     """An episode, with what the learner said of it before and after, and the same in JSON."""
     config, index, learner = measured.config, measured.index, measured.learner
     drawn = build.sampler(config, index, config.data.test).draw(0, number)
     plain = build.reader(config, index).episode(drawn)
-    moments = said(learner, subject, measured.bring(plain), measured.mode)
+    moments = said(measured, untrained, measured.bring(plain))
     names = [index.class_names[own] for own in drawn.classes]
     headline, value = learner.task.headline, _scores(measured)[number]
     title = f"{place} of {measured.title}: number {number}, {headline} {100 * value:.1f} %"
@@ -150,23 +154,22 @@ def _episode(subject: Subject, measured: Measured, place: str, number: int, path
     return [paint(path, support, query, shown, names, title=title), beside]
 
 
-def said(learner: Learner, subject: Subject, episode: Episode, mode: Mode) -> list[Moment]:
+def said(measured: Measured, untrained: Untrained, episode: Episode) -> list[Moment]:
     """The predictions for the queries before and after adapting.
 
     A gradient learner: with no inner step and with all of them. Any other decides by the support alone and has no state
     without it; there `before` is the learner as its run began, which has seen the support too. Where nothing was trained that is
     the same, and told once.
     """
-    support, query, ways, _ = episode
+    (support, query, ways, _), learner, mode = episode, measured.learner, measured.mode
     if isinstance(learner, GradientLearner):
         first, *_, last = learner.predictors(support, ways, mode=mode)
         after = f"after {learner.test_steps} inner step" + ("s" if learner.test_steps > 1 else "")
         return [Moment("before adapting", first(query.inputs)), Moment(after, last(query.inputs))]
     trained = Moment("after training", learner.adapt(support, ways, mode=mode)(query.inputs))
-    if not parse(dict(subject.config), "checkpoint").meta.steps:
+    if not measured.config.meta.steps:
         return [trained._replace(when="nothing trained")]
-    untrained = evaluate.restored(subject._replace(checkpoint="")).learner.to(query.inputs.device)
-    return [Moment("before training", untrained.adapt(support, ways, mode=mode)(query.inputs)), trained]
+    return [Moment("before training", untrained().adapt(support, ways, mode=mode)(query.inputs)), trained]
 
 
 def _verdict(learner: Learner, moment: Moment, episode: Episode) -> float:

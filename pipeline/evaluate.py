@@ -28,6 +28,7 @@ from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.models.features import Features
+from pipeline.models.network import AS_THEY_ARE
 from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
 from pipeline.side_by_side import on_all_threads
@@ -212,6 +213,8 @@ def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learn
         )
     side, _, channels = index.shape(0)
     learner.model.encoder = Features(channels=channels, side=side, encoder=own)
+    # Features are of images that were normalised.
+    learner.model.standard = AS_THEY_ARE
     data = config.data.model_copy(update={"size": None, "invert": False})
     return Restored(config.model_copy(update={"data": data}), index, learner, channels)
 

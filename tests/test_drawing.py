@@ -62,7 +62,11 @@ def test_before_and_after_are_told_with_their_scores(ended):
     episode = build.reader(found.config, found.index).episode(
         build.sampler(found.config, found.index, "test").draw(0, number)
     )
-    said = drawing.said(found.learner, subject, episode, Mode.INDUCTIVE)
+    measured = charts.Measured(
+        found.config, found.index, found.learner, lambda episode: episode, Mode.INDUCTIVE, [], []
+    )
+    untrained = evaluate.restored(subject._replace(checkpoint="")).learner
+    said = drawing.said(measured, lambda: untrained, episode)
     adapted = found.learner.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)(episode.query.inputs)
     assert torch.equal(said[1].predictions, adapted)
     beside = told(run, "worst")
@@ -75,7 +79,6 @@ def test_before_and_after_are_told_with_their_scores(ended):
         assert model.head.bias.shape == (3,)
     else:
         assert [moment.when for moment in said] == ["before training", "after training"]
-        untrained = evaluate.restored(subject._replace(checkpoint="")).learner
         assert torch.equal(
             said[0].predictions,
             untrained.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)(episode.query.inputs),

@@ -64,9 +64,9 @@ def confusion_picture(path: Path, names: Sequence[str], shares: np.ndarray, *, t
 
     Of more than MOST_CONFUSED classes those are drawn that are least often right, and the title says so.
     """
-    order = np.arange(len(names))
+    order = list(range(len(names)))
     if len(names) > MOST_CONFUSED:
-        order = np.sort(np.argsort(np.diag(shares), kind="stable")[:MOST_CONFUSED])
+        order = sorted(np.argsort(np.diag(shares), kind="stable")[:MOST_CONFUSED].tolist())
         title += f"\nof {len(names)} classes the {MOST_CONFUSED} that are least often right"
     labels = [legible(names[number]) for number in order]
     shown = np.ma.masked_invalid(100 * shares[np.ix_(order, order)])

@@ -17,20 +17,22 @@ CELL_IN, GAP = 0.8, 0.4
 """Width of a cell in inches, and of the room between two blocks in cells."""
 
 Images = np.ndarray | Sequence[np.ndarray]
+Labels = np.ndarray | Sequence[int]
+"""Numbers of classes (samples,)."""
 
 
 class Part(NamedTuple):
     """Support or queries of an episode: images, (height, width, channels) or (channels, height, width) in 0…1, and targets."""
 
     images: Images
-    targets: np.ndarray | Sequence[int]
+    targets: Labels
 
 
 class Answer(NamedTuple):
     """What was predicted for every query, and what was known by then, as "after 5 inner steps"."""
 
     when: str
-    predictions: np.ndarray | Sequence[int]
+    predictions: Labels
 
 
 class Frame(NamedTuple):
@@ -71,11 +73,11 @@ class Block(NamedTuple):
 def block(
     heading: str,
     images: Images,
-    labels: Sequence[int],
+    labels: Labels,
     most: int,
     *,
     notes: Sequence[str] = (),
-    wrong: Sequence[bool] = (),
+    wrong: np.ndarray | Sequence[bool] = (),
     frames: Sequence[Sequence[Frame]] = (),
 ) -> Block:
     """The first `most` images of each class, a row per class, with what is said of each image."""
@@ -95,7 +97,7 @@ def block(
     return Block(heading, cells, max(used.values(), default=0))
 
 
-def left_out(names: Sequence[str], support: Sequence[int], query: Sequence[int], most_queries: int) -> str:
+def left_out(names: Sequence[str], support: Labels, query: Labels, most_queries: int) -> str:
     """What the grid has no room for, in words; of labels of the support and of the queries."""
     parts = [f"{len(names) - MOST_WAYS} classes"] if len(names) > MOST_WAYS else []
     for what, labels, most in (("support", support, MOST_SHOTS), ("queries", query, most_queries)):
