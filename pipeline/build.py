@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.build_amortised import amortised_learner
-from pipeline.build_encoder import Encoder, encoder, gives_maps
+from pipeline.build_encoder import Encoder, encoder, gives_maps, standard
 from pipeline.build_gradient import gradient_learner
 from pipeline.build_metric import metric_learner
 from pipeline.build_mixture import indexes, weights
@@ -196,7 +196,7 @@ def learner(config: RunConfig, index: Index) -> Learner:
     """
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        made = _learner(config, index, encoder(config, index), task(config))
+        made = _learner(config, index, encoder(config, index), task(config), standard(config, index))
     if isinstance(config.learner, EmbeddingConfig) and config.learner.backward and isinstance(made, EmbeddingLearner):
         made.spare(config.learner.backward)
     if config.meta.steps and not any(value.requires_grad for value in made.parameters()):
@@ -228,39 +228,37 @@ def _head(chosen: HeadConfig, task: Task, features: int, outputs: int) -> nn.Mod
             assert_never(never)
 
 
-def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task) -> Learner:
+def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task, standard: nn.Module) -> Learner:
     if gives_maps(encoder) and not isinstance(config.learner, RelationConfig):
         where = f"{index.root}: an encoder with " if index.encoder else ""
         raise InputError(
             f"{where}model.features = map gives no vectors for learner.kind = {config.learner.kind}; "
             "set model.features = mean or flatten"
         )
+    # For learners that make predictions of features themselves.
+    bare = Network(encoder, nn.Identity(), standard)
     match config.learner:
         case GradientConfig() as chosen:
             if has_fixed_head(config):
                 _check_ways(config, ", or set learner.initial.kind = prototypes or fresh")
             head = _head(chosen.head, task, encoder.features, config.data.ways)
-            return gradient_learner(config, chosen, Network(encoder, head), task)
+            return gradient_learner(config, chosen, Network(encoder, head, standard), task)
         case PrototypeConfig() | CosineLearnerConfig() | MatchingConfig() | RelationConfig() as chosen:
-            return metric_learner(config, chosen, encoder, task)
+            return metric_learner(config, chosen, bare, encoder, task)
         case FilmConfig() | MetaNetConfig() | LeoConfig() as chosen:
             if isinstance(chosen, MetaNetConfig):
                 _check_ways(config)
-            return amortised_learner(config, chosen, index, encoder, task)
+            return amortised_learner(config, chosen, index, bare, encoder, task)
         case RidgeConfig(penalty=penalty, scale=scale, normalise=unit):
             kind = DenseRidgeLearner if isinstance(config.task, SegmentationConfig) else RidgeLearner
-            return kind(Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, unit=unit)
+            return kind(bare, task, penalty=penalty, scale=scale, unit=unit)
         case LogisticConfig(penalty=penalty, scale=scale, steps=steps, normalise=unit):
-            return LogisticLearner(
-                Network(encoder, nn.Identity()), task, penalty=penalty, scale=scale, steps=steps, unit=unit
-            )
+            return LogisticLearner(bare, task, penalty=penalty, scale=scale, steps=steps, unit=unit)
         case SvmConfig(cost=cost, scale=scale, normalise=unit):
-            return SvmLearner(Network(encoder, nn.Identity()), task, cost=cost, scale=scale, unit=unit)
+            return SvmLearner(bare, task, cost=cost, scale=scale, unit=unit)
         case SupervisedConfig(head=head):
             classes = len(classes_of(index, config.data.train)) * (QUARTER_TURNS if config.data.rotations else 1)
-            return SupervisedLearner(
-                Network(encoder, nn.Identity()), task, _head(head, task, encoder.features, classes)
-            )
+            return SupervisedLearner(bare, task, _head(head, task, encoder.features, classes))
         case _ as never:
             assert_never(never)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from torch import nn
-
 from pipeline.build_encoder import Encoder
 from pipeline.data.index import Index
 from pipeline.errors import InputError
@@ -26,14 +24,13 @@ AmortisedConfig = FilmConfig | MetaNetConfig | LeoConfig
 
 
 def amortised_learner(
-    config: RunConfig, chosen: AmortisedConfig, index: Index, encoder: Encoder, task: Task
+    config: RunConfig, chosen: AmortisedConfig, index: Index, model: Network, encoder: Encoder, task: Task
 ) -> Learner:
-    """The learner that writes a part of the weights for each episode.
+    """The learner that writes a part of the weights for each episode, around this model: an encoder without a head.
 
     Raises:
         InputError: learner, model and task do not fit each other.
     """
-    model = Network(encoder, nn.Identity())
     match chosen:
         case FilmConfig(hidden=hidden):
             side, _, channels = index.shape(0)

@@ -14,9 +14,11 @@ from pipeline.models.decoder import Decoder
 from pipeline.models.features import Features
 from pipeline.models.foreign import Foreign
 from pipeline.models.lora import freeze_all_but_factors
+from pipeline.models.network import AS_THEY_ARE
 from pipeline.models.renet import Renet
 from pipeline.models.resnet12 import ResNet12
 from pipeline.models.rnn import Rnn
+from pipeline.models.standard import Standard
 from pipeline.models.unet import Unet
 from pipeline.models.vit import Vit
 from pipeline.schema import (
@@ -25,6 +27,7 @@ from pipeline.schema import (
     DetectionConfig,
     FeaturesConfig,
     GradientConfig,
+    NormaliseConfig,
     RenetConfig,
     ResNet12Config,
     RnnConfig,
@@ -75,6 +78,26 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
             return Features(channels=channels, side=size, encoder=index.encoder)
         case _ as never:
             assert_never(never)
+
+
+def standard(config: RunConfig, index: Index) -> nn.Module:
+    """What images pass in front of the encoder; where its statistics are to be measured or loaded, they are 0 and 1 until then.
+
+    Raises:
+        InputError: the statistics that are given are of other channels.
+    """
+    asked, channels = config.data.normalise, index.shape(0)[2]
+    if asked == "none":
+        return AS_THEY_ARE
+    made = Standard(channels)
+    if isinstance(asked, NormaliseConfig):
+        if len(asked.mean) != channels:
+            raise InputError(
+                f"data.normalise.mean has {len(asked.mean)} numbers, and images of {index.root} have {channels} channels; give "
+                "one for each, or data.normalise = measured"
+            )
+        made.take(asked.mean, asked.std)
+    return made
 
 
 def _backbone(chosen: Conv4Config | ResNet12Config, channels: int, size: int, steps: int) -> Conv4 | ResNet12:
@@ -200,6 +223,7 @@ def _check_kind(config: RunConfig, index: Index) -> None:
         )
     data = config.data
     asked = {"data.rotations": data.rotations, "data.invert": data.invert, "data.size": data.size}
+    asked["data.normalise"] = data.normalise != "none"
     if named := [key for key, value in asked.items() if value]:
         raise InputError(f"{named[0]} is for images, and {index.root} holds features; leave it out")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from torch import nn
-
 from pipeline.build_encoder import Encoder, gives_maps
 from pipeline.errors import InputError
 from pipeline.learners.dense import DensePrototypeLearner
@@ -39,13 +37,12 @@ from pipeline.tasks.task import Task
 MetricConfig = PrototypeConfig | CosineLearnerConfig | MatchingConfig | RelationConfig
 
 
-def metric_learner(config: RunConfig, chosen: MetricConfig, encoder: Encoder, task: Task) -> Learner:
-    """The learner that compares what this encoder says of queries with what it says of the support.
+def metric_learner(config: RunConfig, chosen: MetricConfig, model: Network, encoder: Encoder, task: Task) -> Learner:
+    """The learner that compares what this model, an encoder without a head, says of queries with what it says of the support.
 
     Raises:
         InputError: learner, model and task do not fit each other.
     """
-    model = Network(encoder, nn.Identity())
     match chosen:
         case PrototypeConfig(align=align, threshold=threshold):
             if isinstance(config.task, SegmentationConfig):

@@ -172,14 +172,16 @@ def embed(
 def show(
     target: Annotated[str, typer.Argument(help="a data set or its URL, or a run")],
     out: Annotated[Path, typer.Option(help="PNG file (of a data set), or folder (of a run)")] = Path("episode.png"),
+    redraw: Annotated[bool, typer.Option("--redraw", help="draw those of a run anew, by its best checkpoint")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Draw an episode of a data set, or name the pictures of a run."""
-    from pipeline import report
+    from pipeline import show as verb
     from pipeline.data.root import root_of
 
     place = root_of(target)
-    for path in report.show(runs / place if isinstance(place, Path) and not place.exists() else place, out):
+    place = runs / place if isinstance(place, Path) and not place.exists() else place
+    for path in verb.show(place, out, redraw=redraw):
         print(path)
 
 

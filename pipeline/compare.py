@@ -197,7 +197,7 @@ def keep(comparison: Comparison, runs: Path) -> tuple[Path, SyncReport]:
 
 
 def _draw(comparison: Comparison, path: Path) -> Path:
-    from pipeline.pictures import difference_picture  # matplotlib takes a second
+    from pipeline.pictures.differences import difference_picture  # matplotlib takes a second
 
     labels = [f"{contender.name} {contender.checkpoint.name}" for contender in comparison.contenders]
     panels = {mode.value: [row.difference[:2] for row in comparison.rows(mode)] for mode in comparison.values}

@@ -10,34 +10,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pipeline import build, checkpoint, evaluate, spool, tracking
+from pipeline import checkpoint, evaluate, tracking
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
-from pipeline.build_shape import evaluation_shape
-from pipeline.config import dump, fingerprint, flatten
+from pipeline.config import dump, fingerprint, flatten, parse
 from pipeline.data.index import Index
-from pipeline.data.loader import frozen
 from pipeline.data.shapes import in_words
+from pipeline.errors import InputError
 from pipeline.evaluate import Evaluation, Subject
-from pipeline.judging import examine, ranged, score, shown
-from pipeline.learners.gradient import GradientLearner
-from pipeline.learners.learner import Learner, Mode
+from pipeline.judging import ranged, shown
+from pipeline.learners.learner import Mode
 from pipeline.schema import RunConfig
-from pipeline.side_by_side import one_thread
+from pipeline.shipment import read_json
 from pipeline.spool import Spool
-from pipeline.tasks import roc
-from pipeline.tasks.detection import Detection, detections
-from pipeline.tasks.segmentation import Segmentation
-from pipeline.tasks.verification import Verification, trials
 
 VERSIONS = ("metashard", "torch", "ray", "mlflow", "webdataset", "numpy")
 RESULT_FILE = "result.json"
 FLOOR_EPISODES = 100
 """Of the test episodes, how many the untrained learner is measured on: where a run began need not be known as well as its end."""
-CURVE_EPISODES = 50
-PICTURE_EPISODE = 0
 
 
 def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str, str]) -> None:
@@ -84,8 +74,13 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     asked = {"split": config.data.test, "workers": config.workers.least}
     episodes = config.evaluate.episodes
     began = time.monotonic()
-    by_data = evaluate.by_data(subject, episodes=episodes, **asked)
-    trained = before = next(iter(by_data.values()))
+    subjects = evaluate.subjects_by_data(subject)
+    measured, rows = evaluate.measure(subject, episodes=episodes, **asked)
+    trained = before = evaluate.summed(subject, measured, rows, split=config.data.test)
+    by_data = {
+        name: trained if own is subject else evaluate.evaluate(own, episodes=episodes, **asked)
+        for name, own in subjects.items()
+    }
     # Without a meta-step both are the same learner.
     if config.meta.steps:
         untrained = subject._replace(checkpoint="")
@@ -99,8 +94,10 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
         "evaluation_s": time.monotonic() - began,
     }
     evaluate.write(result, run / RESULT_FILE)
+    from pipeline import drawing  # a second, without which a run starts
+
     floor = result["untrained"][config.evaluate.mode][trained.metric]["mean"]
-    drawn = draw(run, subject, floor=floor)
+    drawn = drawing.draw(run, subject, measured, rows, floor=floor)
     told = Spool(run)
     _tell_scores(told, "test", trained)
     for name, found in by_data.items() if len(by_data) > 1 else ():
@@ -126,103 +123,30 @@ def _tell_scores(told: Spool, start: str, evaluation: Evaluation) -> None:
                 told.metrics(evaluation.step, {f"{start}/{mode.value}/{name}_interval": interval})
 
 
-def draw(run: Path, subject: Subject, *, floor: float) -> list[Path]:
-    """An episode of images with predictions, the loss curve of training, and for gradient learners the adaptation curve."""
-    folder = run / "pictures"
-    folder.mkdir(exist_ok=True)
-    config, index, learner, _ = evaluate.restored(subject)
-    with one_thread():
-        # Features are no pictures.
-        made = [] if index.encoder else [_draw_episode(folder / "episode.png", config, index, learner)]
-        if config.meta.steps:
-            made.append(_draw_losses(folder / "losses.png", run, learner.task.headline))
-        if isinstance(learner, GradientLearner):
-            made.append(_draw_adaptation(folder / "adaptation.png", config, index, learner, floor))
-        if isinstance(learner.task, Verification):
-            made.append(_draw_roc(folder / "roc.png", config, index, learner))
-    return made
+def redraw(run: Path) -> list[Path]:
+    """Draw a finished run anew and send that to its MLflow; its best checkpoint is measured again, in this process.
 
+    Raises:
+        InputError: the run has not ended, or its data are not there.
+    """
+    from pipeline import drawing  # a second
 
-def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
-    from pipeline.pictures import (
-        detection_picture,
-        episode_picture,
-        segmentation_picture,
-    )  # a second, without which a run starts
-
-    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
-    drawn = sampler.draw(0, PICTURE_EPISODE)
-    episode = build.place(config, torch.device("cpu"))(reader.episode(drawn))
-    predict = learner.adapt(episode.support, episode.ways, mode=Mode(config.evaluate.mode))
-    support, query = episode.support, episode.query
-    names = [index.class_names[number] for number in drawn.classes]
-    if isinstance(learner.task, Segmentation):
-        (given, masks), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
-        said = predict(query.inputs).argmax(1).numpy()
-        return segmentation_picture(path, given, masks, asked, truth, said, names)
-    if isinstance(learner.task, Detection):
-        (given, boxes), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
-        return detection_picture(path, given, boxes, asked, truth, detections(predict(query.inputs)).numpy(), names)
-    return episode_picture(
-        path,
-        support.inputs.numpy(),
-        support.targets.tolist(),
-        query.inputs.numpy(),
-        query.targets.tolist(),
-        predict(query.inputs).argmax(-1).tolist(),
-        names,
-    )
-
-
-def _draw_roc(path: Path, config: RunConfig, index: Index, learner: Learner) -> Path:
-    """How well scores of the first test episodes tell persons apart, in the mode by which checkpoints are chosen."""
-    from pipeline.pictures import roc_picture
-
-    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
-    bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
-    episodes = frozen(sampler, reader, range(min(CURVE_EPISODES, config.evaluate.episodes)))
-    tallies = torch.stack([examine(learner, bring(plain), mode=mode).tally for _, plain in episodes])
-    shape = evaluation_shape(config)
-    title = f"{len(tallies)} episodes of {shape.ways} ways and {shape.shots} shots, {mode.value}"
-    far, tar = roc.curve_of(trials(tallies))
-    return roc_picture(path, (far.numpy(), tar.numpy()), title=title)
-
-
-def _draw_losses(path: Path, run: Path, metric: str) -> Path:
-    from pipeline.pictures import loss_curve
-
-    series = spool.history(run).series
-    losses, scores = series["train/loss"], series.get("validation/score", {})
-    intervals = series.get("validation/interval", {})
-    validation = list(scores), list(scores.values()), list(intervals.values())
-    return loss_curve(path, list(losses), list(losses.values()), validation, metric=metric)
-
-
-def _draw_adaptation(path: Path, config: RunConfig, index: Index, learner: GradientLearner, floor: float) -> Path:
-    """The headline against inner steps on the first test episodes, in the mode by which checkpoints are chosen."""
-    from pipeline.pictures import adaptation_curve
-
-    sampler, reader = build.sampler(config, index, config.data.test), build.reader(config, index)
-    bring, mode = build.place(config, torch.device("cpu")), Mode(config.evaluate.mode)
-    rows = []
-    for _, plain in frozen(sampler, reader, range(min(CURVE_EPISODES, config.evaluate.episodes))):
-        episode = bring(plain)
-        rows.append(
-            [
-                learner.task.verdict(predict(episode.query.inputs), episode.query.targets).item()
-                for predict in learner.predictors(episode.support, episode.ways, mode=mode)
-            ]
+    result = read_json(run / RESULT_FILE)
+    if not result:
+        raise InputError(
+            f"{run} has no {RESULT_FILE}, so its training has not ended; metashard train CONFIG --resume {run}"
         )
-    scores = [score(column) for column in zip(*rows, strict=True)]
-    adaptation_curve(
-        path,
-        list(range(len(scores))),
-        [found.mean for found in scores],
-        [found.interval for found in scores],
-        floor,
-        metric=learner.task.headline,
-    )
-    return path
+    subject = evaluate.subject_of(checkpoint.best(run))
+    config = parse(dict(subject.config), str(run))
+    found, rows = evaluate.measure(subject, split=config.data.test, episodes=config.evaluate.episodes, workers=1)
+    floor = result["untrained"][result["mode"]][result["test"]["metric"]]["mean"]
+    made = drawing.draw(run, subject, found, rows, floor=floor)
+    told = Spool(run)
+    for path in made:
+        told.artifact(path, "pictures")
+    told.close()
+    tracking.sync(run, uri=tracking.target_uri(run))
+    return made
 
 
 def stopped_text(run: Path, step: int) -> str:

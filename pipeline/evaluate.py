@@ -30,6 +30,7 @@ from pipeline.learners.embedding import EmbeddingLearner
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.models.features import Features
+from pipeline.models.network import AS_THEY_ARE
 from pipeline.schema import RunConfig
 from pipeline.shipment import Target, read_json
 from pipeline.side_by_side import on_all_threads
@@ -103,10 +104,14 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     Raises:
         InputError: as `measure`.
     """
-    found, rows = measure(subject, split=split, episodes=episodes, workers=workers)
+    return summed(subject, *measure(subject, split=split, episodes=episodes, workers=workers), split=split)
+
+
+def summed(subject: Subject, found: Restored, rows: Sequence[dict[Mode, Judgement]], *, split: str) -> Evaluation:
+    """What the episodes that were measured say together."""
     by_mode = {mode: [row[mode] for row in rows] for mode in MODES}
     drawing = build.sampler(found.config, found.index, split)
-    draws = [drawing.draw(0, number) for number in range(episodes)]
+    draws = [drawing.draw(0, number) for number in range(len(rows))]
     classes = [draw.classes for draw in draws]
     ways = [len(draw.classes) for draw in draws]
     shots = [fmean(len(own) for own in draw.support) for draw in draws]
@@ -123,17 +128,32 @@ def evaluate(subject: Subject, *, split: str, episodes: int, workers: int) -> Ev
     )
 
 
+def subjects_by_data(subject: Subject) -> dict[str, Subject]:
+    """The subject on every data set that its run was trained on, by name; the first is itself, on `data.root`.
+
+    Raises:
+        InputError: the data sets do not go together.
+    """
+    config = parse(dict(subject.config), "checkpoint")
+    parts = indexes(config, Index.open(config.data.root))
+    subjects = [subject, *(subject._replace(data=str(part.root)) for part in parts[1:])]
+    return dict(zip(names(parts), subjects, strict=True))
+
+
 def by_data(subject: Subject, *, split: str, episodes: int, workers: int) -> dict[str, Evaluation]:
     """As `evaluate`, on every data set that the run was trained on by itself, by name; the first is `data.root`.
 
     Raises:
         InputError: as `evaluate`, or they do not go together.
     """
-    config = parse(dict(subject.config), "checkpoint")
-    parts = indexes(config, Index.open(config.data.root))
-    subjects = [subject, *(subject._replace(data=str(part.root)) for part in parts[1:])]
-    found = [evaluate(own, split=split, episodes=episodes, workers=workers) for own in subjects]
-    return dict(zip(names(parts), found, strict=True))
+    asked = {"split": split, "episodes": episodes, "workers": workers}
+    return {name: evaluate(own, **asked) for name, own in subjects_by_data(subject).items()}
+
+
+def classes_of(found: Restored, split: str, episodes: int) -> list[list[int]]:
+    """The classes of the data set that each frozen episode is about."""
+    drawing = build.sampler(found.config, found.index, split)
+    return [[int(number) for number in drawing.draw(0, episode).classes] for episode in range(episodes)]
 
 
 def _scores(judgements: Sequence[Judgement]) -> dict[str, Score]:
@@ -225,6 +245,8 @@ def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learn
         )
     side, _, channels = index.shape(0)
     learner.model.encoder = Features(channels=channels, side=side, encoder=own)
+    # Features are of images that were normalised.
+    learner.model.standard = AS_THEY_ARE
     data = config.data.model_copy(update={"size": None, "invert": False})
     return Restored(config.model_copy(update={"data": data}), index, learner, channels)
 

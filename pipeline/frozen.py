@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from pipeline.build_encoder import encoder
+from pipeline.build_encoder import encoder, standard
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.models.network import Network
@@ -23,9 +23,9 @@ from pipeline.start import begin
 class Frozen(nn.Module):
     """An encoder under the norm statistics that came with it; names of values are those of a learner."""
 
-    def __init__(self, encoder: nn.Module):
+    def __init__(self, encoder: nn.Module, standard: nn.Module):
         super().__init__()
-        self.model = Network(encoder, nn.Identity())
+        self.model = Network(encoder, nn.Identity(), standard)
         self.running = Running(self.model)
 
     @torch.no_grad()
@@ -59,8 +59,10 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "e
         raise InputError(
             f"{path}: the encoder of learner.kind = film is another one for every support; name a run of another learner"
         )
-    made = Frozen(encoder(config, index))
-    begin(made, path, needs_statistics=True, key=key)
+    made = Frozen(encoder(config, index), standard(config, index))
+    normalise = config.data.normalise
+    if not begin(made, path, needs_statistics=True, normalise=normalise, key=key) and normalise == "measured":
+        raise InputError(f"{path}: values without the statistics of their images; give data.normalise: {{mean, std}}")
     made = made.double() if config.meta.precision == "float64" else made
     height, width, channels = index.shape(0)
     size = [config.data.size or height, config.data.size or width, channels]

@@ -61,10 +61,12 @@ def judge(learner: Learner, episode: Episode, *, mode: Mode) -> dict[str, float]
 
 
 class Judgement(NamedTuple):
-    """What an evaluation learns from one episode: metrics of it alone, and the task's tally, which adds up over episodes."""
+    """What an evaluation learns from one episode: metrics of it alone, the task's tally, which adds up over episodes, and its
+    counts, from which curves are drawn."""
 
     metrics: dict[str, float]
     tally: Tensor
+    counts: Tensor = torch.zeros(0, dtype=torch.float64)
 
 
 def examine(learner: Learner, episode: Episode, *, mode: Mode, by_shots: bool = False) -> Judgement:
@@ -75,7 +77,8 @@ def examine(learner: Learner, episode: Episode, *, mode: Mode, by_shots: bool = 
     metrics = {**task.metrics(*answers), **task.details(*answers)}
     if by_shots:
         metrics |= task.by_shots(*answers, torch.bincount(episode.support.targets, minlength=episode.ways))
-    return Judgement({name: value.item() for name, value in metrics.items()}, task.tally(*answers))
+    told = {name: value.item() for name, value in metrics.items()}
+    return Judgement(told, task.tally(*answers), task.counts(*answers))
 
 
 def pooled(task: Task, judgements: Sequence[Judgement], classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:

@@ -281,7 +281,7 @@ def _trained_classes(config: RunConfig) -> set[str]:
 
 def keep(found: Evaluated) -> Path | None:
     """Log the figures to the run whose checkpoint this is, with the curve, and send both to its MLflow; where they are kept."""
-    from pipeline.pictures import roc_picture  # a second
+    from pipeline.pictures.curves import roc_picture  # a second
 
     run = evaluate.run_of(found.checkpoint)
     if run is None:

@@ -1,11 +1,10 @@
-"""The verbs `runs`, `ui`, `sync` and `show`: what there is to see of runs and data sets."""
+"""The verbs `runs`, `ui` and `sync`: what there is to see of runs."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,28 +18,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import mirror, pictures, spool, tracking
-from pipeline.data.index import FOLDER as INDEX_FOLDER
-from pipeline.data.index import Index
-from pipeline.data.root import Root, Url
+from pipeline import mirror, spool, tracking
 from pipeline.data.shapes import in_words
-from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.judging import ranged, shown
 from pipeline.learners.learner import Mode
-from pipeline.noise import Noise, Purpose
 from pipeline.shipment import plain_uri, read_json
 
 # A run of whose writers nothing can be seen, as on another machine, counts as interrupted after this silence.
 SILENCE_S = 120
 USUAL_PORT = 5000
 START_S = 60
-WAYS, SAMPLES = 5, 10
 TRAINING = "training"
 
 
@@ -347,54 +339,3 @@ def _usable_port(port: int) -> int:
                 continue
             return probe.getsockname()[1]
     raise InputError(f"--port {port} cannot be had: {reason}; leave it out to take a free one")
-
-
-def show(target: Root, out: Path) -> list[Path]:
-    """Draw an episode of a data set into the PNG file `out`; or list a run's pictures, copied if `out` is no PNG but a folder.
-
-    Raises:
-        InputError: the target is neither, or has nothing to show.
-    """
-    if isinstance(target, Url) or (target / INDEX_FOLDER).is_dir():
-        return [_draw_episode(Index.open(target), out)]
-    if not (target / spool.FILE).exists():
-        raise InputError(f"{target} is neither a packed data set nor a run; pack images first, or see `metashard runs`")
-    found = sorted((target / "pictures").glob("*.png"))
-    if not found:
-        raise InputError(f"{target} has no pictures yet; they are drawn when its training ends")
-    if out.suffix == ".png":
-        return found
-    out.mkdir(parents=True, exist_ok=True)
-    return [Path(shutil.copy(file, out)) for file in found]
-
-
-def _draw_episode(index: Index, out: Path) -> Path:
-    """Up to five classes of the test split, or of the first, with up to five support and five query samples each."""
-    if index.encoder:
-        raise InputError(f"{index.root} holds features, which are no pictures; show the images that they were made of")
-    split = "test" if "test" in index.splits else next(iter(index.splits))
-    classes = index.splits[split]
-    classes = classes[index.counts[classes] >= 2]
-    if len(classes) < 2:
-        raise InputError(f"split {split!r} of {index.root} has fewer than 2 classes of 2 samples; there is no episode")
-    noise, shards = Noise(0, Purpose.EPISODE), Shards(index)
-    chosen = [int(classes[number]) for number in noise.subset(len(classes), min(WAYS, len(classes)))]
-    sides: tuple[list, list, list, list] = ([], [], [], [])
-    for label, class_id in enumerate(chosen):
-        rows = index.postings(class_id)
-        picked = noise.subset(len(rows), min(SAMPLES, len(rows)))
-        for number, position in enumerate(picked):
-            side = 2 if number >= len(picked) // 2 else 0
-            sides[side].append(_unit(shards.image(int(rows[position]))))
-            sides[side + 1].append(label)
-    names = [index.class_names[class_id] for class_id in chosen]
-    title = f"{index.name}: {len(chosen)} of the {len(index.splits[split])} classes of split {split}"
-    return pictures.sample_picture(out, *sides, names, title=title)
-
-
-def _unit(image: np.ndarray) -> np.ndarray:
-    """The image with values in 0…1."""
-    if np.issubdtype(image.dtype, np.integer):
-        return image / np.iinfo(image.dtype).max
-    low, high = float(image.min()), float(image.max())
-    return image if 0 <= low and high <= 1 else (image - low) / max(high - low, 1e-12)

@@ -13,6 +13,7 @@ from pydantic import (
     FiniteFloat,
     PlainSerializer,
     PlainValidator,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -20,6 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from pipeline.data.root import Root, Url, root_of
 from pipeline.errors import InputError
+from pipeline.faults import sentence, shown
 
 LARGEST = 2**31 - 1
 """No count, size or seed is larger, so that all that is computed from them fits 64 bits."""
@@ -110,6 +112,35 @@ class PartConfig(Config):
     """In proportion to these an episode comes from a data set."""
 
 
+class NormaliseConfig(Config):
+    """Statistics of pixels in 0…1, a number for each channel, as published weights come with."""
+
+    mean: Annotated[tuple[Annotated[FiniteFloat, Number], ...], Field(min_length=1)]
+    std: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _paired(self) -> NormaliseConfig:
+        if len(self.mean) != len(self.std):
+            raise InputError(
+                f"mean has {len(self.mean)} channels and std {len(self.std)}; give one of each per channel"
+            )
+        return self
+
+
+def normalise_of(given: object) -> object:
+    """What `data.normalise` names: a word, or statistics."""
+    match given:
+        case "none" | "measured" | NormaliseConfig():
+            return given
+        case dict():
+            try:
+                return NormaliseConfig.model_validate(given)
+            except ValidationError as error:
+                raise InputError(sentence(error.errors()[0], NormaliseConfig)) from error
+        case _:
+            raise InputError(f"{shown(given)} is not none, measured or {{mean: […], std: […]}}; give one of them")
+
+
 class DataConfig(Config):
     """A packed data set and the shape of the episodes drawn from its training split."""
 
@@ -131,6 +162,9 @@ class DataConfig(Config):
     size: PositiveInt | None = None
     """Side in pixels to which images are resized when read; none: as packed."""
     augment: AugmentConfig = AugmentConfig()
+    normalise: Annotated[Literal["none", "measured"] | NormaliseConfig, BeforeValidator(normalise_of)] = "none"
+    """Images reach the encoder less a mean and divided by a deviation: those of the training split, measured when the run begins,
+    or {mean: […], std: […]}. Checkpoints keep them."""
     train: str = "train"
     validation: str = "val"
     test: str = "test"

@@ -148,7 +148,8 @@ def test_no_pre_training_is_a_run_of_no_steps_from_random_values(tmp_path, glyph
     assert {k: v for k, v in result["test"].items() if k != "step"} == {
         k: v for k, v in result["untrained"].items() if k != "step"
     }
-    assert {path.name for path in (run / "pictures").iterdir()} == {"episode.png", "adaptation.png"}
+    names = {"episode-best", "episode-median", "episode-worst", "adaptation", "confusion"}
+    assert {path.stem for path in (run / "pictures").glob("*.png")} == names
     assert "test/inductive/accuracy" in history(run).series and "train/loss" not in history(run).series
     assert json.loads((run / "result.json").read_text()) == result
     (row,) = report.runs(tmp_path)

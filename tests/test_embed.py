@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small import small_config
 from tars import npy, sample_members, write_tar
 
-from pipeline import build, checkpoint, conclude, evaluate, prepare, report
+from pipeline import build, checkpoint, drawing, evaluate, prepare, show
 from pipeline.build_encoder import encoder as make_encoder
 from pipeline.config import dump
 from pipeline.data.index import Index
@@ -106,8 +106,11 @@ def test_learners_train_on_features_and_know_whose_they_are(features, others, gl
     path = trained(tmp_path, features.root, model={"kind": "features"}, learner=learner)
     found = evaluate.evaluate(evaluate.subject_of(path), split="test", episodes=4, workers=1)
     assert found.scores[Mode.INDUCTIVE] == found.scores[Mode.TRANSDUCTIVE] and found.step > 0
-    drawn = conclude.draw(path.parent.parent, evaluate.subject_of(path), floor=0.3)
-    assert drawn and "episode.png" not in [picture.name for picture in drawn]
+    subject = evaluate.subject_of(path)
+    drawn = drawing.draw(
+        path.parent.parent, subject, *evaluate.measure(subject, split="test", episodes=4, workers=1), floor=0.3
+    )
+    assert drawn and not [picture for picture in drawn if picture.name.startswith("episode")]
     for data, holds in ((others.root, f"features of encoder {others.encoder[:12]}"), (glyphs_root, "holds images")):
         with pytest.raises(InputError, match=f"{holds}.*trained on features of encoder {features.encoder[:12]}"):
             evaluate.restored(evaluate.subject_of(path, data=data))
@@ -224,7 +227,7 @@ def test_images_do_not_go_where_features_are_meant(features, others, glyphs_root
     with pytest.raises(InputError, match="holds features, whose index metashard embed makes"):
         prepare.index([features.root], out=None, rule="train=1")
     with pytest.raises(InputError, match="holds features, which are no pictures"):
-        report.show(features.root, tmp_path / "x.png")
+        show.show(features.root, tmp_path / "x.png")
     taught_by = {"teacher": {"start": str(ridge)}}
     with pytest.raises(InputError, match="1 channels, inverted, the student's: 6 features of encoder"):
         taught(config := on(features, tmp_path, **taught_by), features, build.learner(config, features))

@@ -77,7 +77,7 @@ def test_a_run_is_in_the_store_and_comes_back_whole(copies, untracked, glyphs_ro
     run = train.fit(config, name="r").folder
     assert same_run(run, unbroken)
     kept = names(copies / "r")
-    assert {"config.yaml", "spool.jsonl", "result.json", "lease.json", "pictures/episode.png"} <= kept
+    assert {"config.yaml", "spool.jsonl", "result.json", "lease.json", "pictures/episode-best.png"} <= kept
     assert not {"lock", "mirror.json", "spool.sent.json", "stop"} & kept
     assert {path.name for path in checkpoint.all_in(run / "checkpoints")} == {
         name.split("/")[1] for name in kept if name.endswith("/COMPLETE")

@@ -1,4 +1,4 @@
-"""The verbs `runs`, `sync`, `show` and `ui`: what they tell, and what they refuse."""
+"""The verbs `runs`, `sync` and `ui`: what they tell, and what they refuse."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
-from PIL import Image
 
 from pipeline import report, tracking
 from pipeline.errors import InputError
@@ -115,43 +113,6 @@ def test_sync_of_runs_names_those_that_are_not_complete(tmp_path, monkeypatch):
             list(report.sync(tmp_path, Path("a"), dead))
     with pytest.raises(InputError, match="no run"):
         list(report.sync(tmp_path, Path("missing"), dead))
-
-
-def test_an_episode_of_a_data_set_is_drawn(glyphs_root, tmp_path):
-    (path,) = report.show(glyphs_root, tmp_path / "new" / "episode.png")
-    with Image.open(path) as image:
-        assert image.format == "PNG" and image.width > 800
-    first = path.read_bytes()
-    assert report.show(glyphs_root, path) == [path] and path.read_bytes() == first
-
-
-def test_an_episode_needs_two_classes_of_two_samples(glyphs_root, tmp_path, monkeypatch):
-    index = report.Index.open(glyphs_root)
-    index.counts = np.ones_like(index.counts)
-    monkeypatch.setattr(report.Index, "open", lambda root: index)
-    with pytest.raises(InputError, match="fewer than 2 classes"):
-        report.show(glyphs_root, tmp_path / "x.png")
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
-def test_images_of_any_dtype_are_brought_to_0_1(dtype):
-    image = np.linspace(0, 200, 12).astype(dtype).reshape(2, 2, 3)
-    found = report._unit(image)
-    assert 0 <= found.min() and found.max() <= 1
-    assert report._unit(np.full((2, 2, 1), 3.0)).max() <= 1
-
-
-def test_pictures_of_a_run_are_listed_or_copied(tmp_path):
-    run = make_run(tmp_path, "a", status="FINISHED")
-    with pytest.raises(InputError, match="no pictures yet"):
-        report.show(run, Path("episode.png"))
-    (run / "pictures").mkdir()
-    (run / "pictures" / "losses.png").write_bytes(b"png")
-    assert report.show(run, Path("episode.png")) == [run / "pictures" / "losses.png"]
-    (copied,) = report.show(run, tmp_path / "out")
-    assert copied == tmp_path / "out" / "losses.png" and copied.read_bytes() == b"png"
-    with pytest.raises(InputError, match="neither a packed data set nor a run"):
-        report.show(tmp_path, Path("episode.png"))
 
 
 def test_ui_refuses_a_taken_port_and_a_missing_store(tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import archive, conclude, evaluate, report, seeds, tracking, train
+from pipeline import archive, conclude, drawing, evaluate, report, seeds, tracking, train
 from pipeline.build import learner as built
 from pipeline.config import dump
 from pipeline.data.index import Index
@@ -47,7 +47,7 @@ def nothing_is_sent(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(tracking, "Sender", Quiet)
     monkeypatch.setattr(tracking, "sync", lambda run, uri: sent.append(run.name) or SyncReport("", 0, (), True, ""))
-    monkeypatch.setattr(conclude, "draw", lambda *_, **__: [])
+    monkeypatch.setattr(drawing, "draw", lambda *_, **__: [])
     return sent
 
 

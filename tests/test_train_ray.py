@@ -68,7 +68,8 @@ def test_a_run_under_ray_is_whole(unbroken):
     assert history(unbroken).status == "FINISHED"
     result = json.loads((unbroken / "result.json").read_text())
     assert result["test"]["inductive"]["accuracy"]["episodes"] == 4
-    assert {path.name for path in (unbroken / "pictures").iterdir()} == {"episode.png", "losses.png", "adaptation.png"}
+    names = {"episode-best", "episode-median", "episode-worst", "losses", "adaptation", "confusion"}
+    assert {path.stem for path in (unbroken / "pictures").glob("*.png")} == names
 
 
 def test_one_worker_whose_episodes_are_fed_has_the_gradients_of_two(unbroken, tmp_path, glyphs_root):

@@ -14,6 +14,7 @@ from pipeline.errors import InputError
 from pipeline.learners.embedding import Decide, Embed, EmbeddingLearner
 from pipeline.learners.learned_rules import scaled
 from pipeline.learners.metric import class_means
+from pipeline.models.network import Network
 from pipeline.models.norm import GroupNorm, Norm, Normalise
 from pipeline.tasks.task import Task
 
@@ -40,9 +41,9 @@ class FilmLearner(EmbeddingLearner):
     z of a layer sees what earlier layers make of the support, is left out.
     """
 
-    def __init__(
-        self, model: nn.Module, task: Task, set_encoder: nn.Module, *, context: int, features: int, hidden: int
-    ):
+    model: Network
+
+    def __init__(self, model: Network, task: Task, set_encoder: nn.Module, *, context: int, features: int, hidden: int):
         """`context` and `features` are how long z and the model's features are, `hidden` the units of every network."""
         super().__init__(model, task)
         modulated = {name: part for name, part in model.named_modules() if isinstance(part, Norm | GroupNorm)}
@@ -62,7 +63,11 @@ class FilmLearner(EmbeddingLearner):
 
     def film(self, inputs: Tensor) -> Params:
         """Weight and bias of the norm layers for a support (samples, …): γ and β are folded into them."""
-        context, held, changed = self.set_encoder(inputs).mean(0), dict(self.model.named_parameters()), {}
+        context, held, changed = (
+            self.set_encoder(self.model.standard(inputs)).mean(0),
+            dict(self.model.named_parameters()),
+            {},
+        )
         for name, film in zip(self.modulated, self.films, strict=True):
             scale, shift = film(context).chunk(2)
             changed[f"{name}.weight"] = held[f"{name}.weight"] * (1 + scale)

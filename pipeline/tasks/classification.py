@@ -71,3 +71,28 @@ class Classification(Task):
         """Expected calibration error: how far confidence is from accuracy in a bin, a query's mean (Guo et al. 2017, eq. 3)."""
         numbers, confidences, hits = exact_sums(tallies)
         return {"calibration_error": Pooled(((hits - confidences).abs().sum() / numbers.sum()).item())}
+
+    def counts(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """How many queries of each class of the episode were taken for each: (ways, ways)."""
+        ways = predictions.shape[-1]
+        true, said = (F.one_hot(each.cpu(), ways).double() for each in (targets, predictions.detach().argmax(-1)))
+        return true.T @ said
+
+
+def confusion(counts: Sequence[Tensor], classes: Sequence[Sequence[int]]) -> tuple[list[int], Tensor]:
+    """The classes of the data set, in their order, and how often a query of the one was taken for the other in the episodes that
+    both are in: (classes, classes), nan for two that never met.
+
+    From counts (ways, ways) of `Classification` and the classes that each episode is about. The row of a class need not add up to
+    1: each of its shares is of other episodes.
+    """
+    names = sorted({number for own in classes for number in own})
+    places = {number: place for place, number in enumerate(names)}
+    taken, could = (torch.zeros(len(names), len(names), dtype=torch.float64) for _ in range(2))
+    for found, own in zip(counts, classes, strict=True):
+        at = torch.tensor([places[number] for number in own])
+        cells = (at[:, None], at[None, :])
+        taken.index_put_(cells, found, accumulate=True)
+        # Every query of a class could have been taken for any other class of its episode.
+        could.index_put_(cells, found.sum(1, keepdim=True).expand_as(found), accumulate=True)
+    return names, taken / could

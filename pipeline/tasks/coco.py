@@ -34,12 +34,13 @@ class Found(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """The detections of one class in all images, the surest first.
+    """The detections of one class, its number in `name`, in all images, the surest first.
 
     hits, alarms: (thresholds, detections) float64, whether it found an object, or nothing. source: (detections,) the number of
     the group that its image is of. objects: (groups,) float64, how many there are.
     """
 
+    name: int
     hits: Tensor
     alarms: Tensor
     source: Tensor
@@ -78,7 +79,7 @@ def judged(
         if told is not None:
             by_class.setdefault(name, []).append((groups[image], told))
     count = max(groups) + 1
-    return [_together(found, count) for _, found in sorted(by_class.items())]
+    return [_together(name, found, count) for name, found in sorted(by_class.items())]
 
 
 def _data(images: Sequence[Found]) -> tuple[Any, Any]:
@@ -106,7 +107,7 @@ def _data(images: Sequence[Found]) -> tuple[Any, Any]:
     return both
 
 
-def _together(found: Sequence[tuple[int, dict]], groups: int) -> Judged:
+def _together(name: int, found: Sequence[tuple[int, dict]], groups: int) -> Judged:
     import numpy as np
 
     objects = torch.zeros(groups, dtype=torch.float64)
@@ -118,18 +119,18 @@ def _together(found: Sequence[tuple[int, dict]], groups: int) -> Judged:
     matched = np.concatenate([told["dtMatches"] for _, told in found], axis=1)[:, order] > 0
     source = np.concatenate([np.full(len(told["dtScores"]), group) for group, told in found])[order]
     hits, alarms = (torch.from_numpy((part & counted).astype(float)) for part in (matched, ~matched))
-    return Judged(hits, alarms, torch.from_numpy(source.astype(np.int64)), objects)
+    return Judged(name, hits, alarms, torch.from_numpy(source.astype(np.int64)), objects)
 
 
 def figures(classes: Sequence[Judged], counts: Tensor) -> Figures:
     """COCO's average precision (101 points of recall) and recall, each group counted as often as `counts` (resamples, groups)
     float64 says. A class without an object in a resample has no part in its means."""
-    rows = [_class_figures(found, counts) for found in classes]
+    rows = [class_figures(found, counts) for found in classes]
     precision, recall = (torch.stack(part) for part in zip(*rows, strict=True))
     return Figures(precision.nanmean(0), recall.nanmean(0))
 
 
-def _class_figures(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
+def class_figures(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
     """Average precision and recall (resamples, thresholds) of one class; nan where it has no object."""
     at_once = max(1, AT_ONCE // max(1, found.hits.numel()))
     precision, recall = zip(*(_part_figures(found, part) for part in counts.split(at_once)), strict=True)
@@ -137,6 +138,13 @@ def _class_figures(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _part_figures(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
+    points, recall = points_of(found, counts)
+    return points.mean(-1), recall
+
+
+def points_of(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Precision of one class at COCO's 101 points of recall from 0 to 1, (resamples, thresholds, 101), and its largest recall,
+    (resamples, thresholds); nan where it has no object."""
     import numpy as np
 
     weight = counts[:, found.source]
@@ -149,7 +157,6 @@ def _part_figures(found: Judged, counts: Tensor) -> tuple[Tensor, Tensor]:
     envelope = precision.flip(-1).cummax(-1).values.flip(-1)
     points = torch.from_numpy(np.linspace(0.0, 1.0, 101)).expand(*recall.shape[:2], 101).contiguous()
     places = torch.searchsorted(recall.nan_to_num(0).contiguous(), points)
-    average = envelope.gather(-1, places).mean(-1)
-    nothing = torch.where(objects[..., 0] > 0, 0.0, torch.nan)
+    nothing = torch.where(objects > 0, 0.0, torch.nan)
     last = torch.cat([torch.zeros_like(objects).expand(*recall.shape[:2], 1), recall], -1)[..., -1]
-    return average + nothing, last + nothing
+    return envelope.gather(-1, places) + nothing, last + nothing[..., 0]

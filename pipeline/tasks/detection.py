@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from pipeline.episode import Metrics
 from pipeline.tasks.box_maps import box_loss, decoded, heat_loss, iou, wanted
-from pipeline.tasks.coco import AP50, AP75, MOST, Figures, Found, figures, judged
-from pipeline.tasks.task import Pooled, Task, half_width, resamples
+from pipeline.tasks.coco import AP50, AP75, MOST, Figures, Found, Judged, class_figures, figures, judged, points_of
+from pipeline.tasks.task import Pooled, Task, half_width, of_class, resamples
 
 PRIOR = -math.log((1 - 0.1) / 0.1)
 """Logit of a cell of which nothing is known: a tenth (CornerNet, section 4.1), so that ground does not drown objects at first."""
@@ -106,13 +106,7 @@ class Detection(Task):
     def pooled(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[str, Pooled]:
         """COCO's mAP, AP50, AP75 and recall of all queries of all episodes, each query an image, with the 95 % interval
         of a bootstrap over episodes."""
-        images = [
-            Found(query[:MOST], query[MOST:, :5], list(own))
-            for episode, own in zip(tallies, classes, strict=True)
-            for query in episode
-        ]
-        groups = torch.arange(len(tallies)).repeat_interleave(tallies.shape[1]).tolist()
-        precision, recall = figures(judged(images, groups), resamples(len(tallies), RESAMPLES))
+        precision, recall = figures(_judged(tallies, classes), resamples(len(tallies), RESAMPLES))
         found = {
             "coco_map": precision.mean(1),
             "coco_ap50": precision[:, AP50],
@@ -120,6 +114,34 @@ class Detection(Task):
             "coco_recall": recall.mean(1),
         }
         return {name: Pooled(values[0].item(), half_width(values[1:])) for name, values in found.items()}
+
+    def by_class(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[int, Pooled]:
+        """COCO's AP50 of a class, the queries of all episodes that are about it together."""
+        counts, told = resamples(len(tallies), RESAMPLES), {}
+        for found in _judged(tallies, classes, thresholds=(0.5,)):
+            precision, _ = class_figures(found, counts)
+            told[found.name] = of_class(precision[:, 0], sum(found.name in own for own in classes))
+        return told
+
+
+def recall_curves(tallies: Tensor, classes: Sequence[Sequence[int]], thresholds: Sequence[float]) -> Tensor:
+    """COCO's precision, mean over the classes, at recalls 0, 0.01, … 1 for every threshold of IoU: (thresholds, 101)."""
+    once = torch.ones(1, len(tallies), dtype=torch.float64)
+    rows = [points_of(found, once)[0][0] for found in _judged(tallies, classes, thresholds=thresholds)]
+    return torch.stack(rows).nanmean(0)
+
+
+def _judged(
+    tallies: Tensor, classes: Sequence[Sequence[int]], *, thresholds: Sequence[float] | None = None
+) -> list[Judged]:
+    """The queries of all episodes, each an image, judged class by class; groups are episodes."""
+    images = [
+        Found(query[:MOST], query[MOST:, :5], list(own))
+        for episode, own in zip(tallies, classes, strict=True)
+        for query in episode
+    ]
+    groups = torch.arange(len(tallies)).repeat_interleave(tallies.shape[1]).tolist()
+    return judged(images, groups, thresholds=thresholds)
 
 
 def _exact(predictions: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from pipeline.episode import Metrics
 from pipeline.labels import IGNORED
 from pipeline.tasks.pixel_losses import Loss, cross_entropy, shares
-from pipeline.tasks.task import Pooled, Task, half_width, resamples
+from pipeline.tasks.task import Pooled, Task, exact_sums, half_width, of_class, resamples
 
 BOUNDARY = 0.0075
 """How far a boundary may be off, in diagonals of the image (Csurka et al. 2013); a pixel at least."""
+BINS = 200
+"""Equal parts of 0…1 into which the probabilities of pixels fall that a curve is drawn from."""
 
 
 @final
@@ -72,18 +74,45 @@ class Segmentation(Task):
         mean of all classes' together and the ground's (Rakelly et al. 2018), each with the 95 % interval of a bootstrap over
         episodes."""
         counts = resamples(len(tallies))
-        names = torch.tensor([list(own) for own in classes])
         pixels = tallies[:, :, 2].sum(1)
         rows, floors = [], []
-        for name in names.unique().tolist():
-            is_own = names == name
-            own = (tallies[:, 1:] * is_own[:, :, None]).sum(1)
+        for _, is_own, own in _by_class(tallies, classes):
             rows.append(_iou(counts, own))
             floors.append(counts @ own[:, 2] / (counts @ (pixels * is_own.any(1))))
         miou, floor = (torch.nanmean(torch.stack(each, 1), 1) for each in (rows, floors))
         ground, front = _iou(counts, tallies[:, 0]), _iou(counts, tallies[:, 1:].sum(1))
         found = {"miou": miou, "miou_of_all_pixels": floor, "fb_iou": (ground + front) / 2}
         return {name: Pooled(values[0].item(), half_width(values[1:])) for name, values in found.items()}
+
+    def counts(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Pixels of the ground and of the foreground, all classes together, in every bin of the probability that a pixel is no
+        ground: (2, BINS)."""
+        chance = 1 - predictions.detach().softmax(1)[:, 0]
+        places = (chance * BINS).long().clamp(0, BINS - 1)
+        sides = (places[(targets == 0)], places[(targets != 0) & (targets != IGNORED)])
+        return torch.stack([torch.bincount(side.flatten(), minlength=BINS) for side in sides]).double().cpu()
+
+    def by_class(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[int, Pooled]:
+        """IoU, each class's pixels of all episodes together."""
+        counts, found = resamples(len(tallies)), {}
+        for name, is_own, own in _by_class(tallies, classes):
+            found[name] = of_class(_iou(counts, own), int(is_own.any(1).sum()))
+        return found
+
+
+def foreground_curve(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Recall and precision (BINS,) of the foreground, one pair for each threshold from the highest on, from all episodes' counts
+    (episodes, 2, BINS); precision is nan while nothing is taken."""
+    alarms, hits = exact_sums(counts).flip(1).cumsum(1)
+    return hits / hits[-1], hits / (hits + alarms)
+
+
+def _by_class(tallies: Tensor, classes: Sequence[Sequence[int]]) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each class of the data set, which ways of which episodes are it (episodes, ways), and its areas there (episodes, 3)."""
+    names = torch.tensor([list(own) for own in classes])
+    for name in names.unique().tolist():
+        is_own = names == name
+        yield name, is_own, (tallies[:, 1:] * is_own[:, :, None]).sum(1)
 
 
 def _iou(counts: Tensor, areas: Tensor) -> Tensor:

@@ -67,6 +67,15 @@ class Task(ABC):
         that each episode is about; the means do not depend on the episodes' order."""
         return {}
 
+    def counts(self, predictions: Tensor, targets: Tensor) -> Tensor:
+        """Sums over the samples of an episode, in float64 on the CPU, which no metric needs but what is drawn at the end."""
+        return torch.zeros(0, dtype=torch.float64)
+
+    def by_class(self, tallies: Tensor, classes: Sequence[Sequence[int]]) -> dict[int, Pooled]:
+        """The task's figure of every class of the data set by its number, for tasks that report a mean over these; with an
+        interval for classes of two episodes or more."""
+        return {}
+
 
 RESAMPLES = 1000
 """Of a bootstrap over episodes."""
@@ -85,6 +94,13 @@ def half_width(values: Tensor) -> float:
     """Half the middle 95 % of values (resamples,)."""
     low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
     return (high - low) / 2
+
+
+def of_class(values: Tensor, episodes: int) -> Pooled:
+    """The figure of a class that so many episodes are about, from those of all episodes and of resamples (1 + resamples,), which
+    are nan where it was not drawn; one episode alone says nothing of an interval."""
+    spread = values[1:][~values[1:].isnan()]
+    return Pooled(values[0].item(), half_width(spread) if episodes > 1 else None)
 
 
 def exact_sums(tallies: Tensor) -> Tensor:

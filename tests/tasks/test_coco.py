@@ -5,7 +5,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from pipeline.tasks.coco import AP50, AP75, SIDE, Found, figures, judged
+from pipeline.tasks.coco import AP50, AP75, SIDE, Found, figures, judged, points_of
 
 
 def images(number: int, *, ways: int = 2) -> list[Found]:
@@ -73,6 +73,22 @@ def test_figures_are_those_of_cocos_evaluator(number):
     assert found.recall[0].mean().item() == pytest.approx(expected[8], abs=1e-12)
     one = figures(judged(made, [0] * len(made), thresholds=[0.5]), torch.ones(1, 1, dtype=torch.float64))
     assert one.precision[0, 0].item() == pytest.approx(expected[1], abs=1e-12)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_points_of_recall_are_those_of_cocos_evaluator(number):
+    """pycocotools' `precision` is (thresholds, 101, classes, areas, detections), -1 for a class without an object."""
+    made = images(number)
+    once = torch.ones(1, 1, dtype=torch.float64)
+    found = {each.name: points_of(each, once)[0][0] for each in judged(made, [0] * len(made))}
+    evaluation = by_coco(made)
+    expected = torch.from_numpy(evaluation.eval["precision"])[:, :, :, 0, -1]
+    assert len(found) > 1
+    for place, name in enumerate(evaluation.params.catIds):
+        if name in found and not found[name].isnan().any():
+            assert torch.allclose(found[name], expected[..., place], rtol=0, atol=1e-12), name
+        else:
+            assert (expected[..., place] == -1).all()
 
 
 def test_a_group_that_counts_twice_is_as_if_its_images_were_there_twice():

@@ -250,8 +250,10 @@ def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
     monkeypatch.setattr(train.tracking.Sender, "start", lambda self: None)
     monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
     done = train.fit(config_for(scenes_root, tmp_path))
-    pictures = {path.name for path in (done.folder / "pictures").iterdir()}
-    assert pictures == {"episode.png", "losses.png", "adaptation.png"}
+    names = {"episode-best", "episode-median", "episode-worst", "losses", "adaptation", "precision-recall", "classes"}
+    assert {path.stem for path in (done.folder / "pictures").glob("*.png")} == names
+    rows = (done.folder / "pictures" / "precision-recall.csv").read_text().splitlines()
+    assert rows[0] == "recall,precision_at_iou_0.5,precision_at_iou_0.75" and len(rows) == 102
     found = done.result["test"]["inductive"]
     of_episodes = {"ap50", "ap", "ap75", "recall", "pointing", "centre_iou"}
     together = {"coco_map", "coco_ap50", "coco_ap75", "coco_recall"}

@@ -32,7 +32,7 @@ def few_steps(name: str, root: Path, runs: Path, monkeypatch, *overrides: str) -
     monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
     chosen = config.load(CONFIGS / name, [f"data.root={root}", f"runs={runs}", *FEW, *overrides])
     done = train.fit(chosen)
-    assert (done.folder / "pictures" / "episode.png").stat().st_size > 1000
+    assert (done.folder / "pictures" / "episode-worst.png").stat().st_size > 1000
     return done.result["test"]["inductive"]
 
 

@@ -25,7 +25,7 @@ from pipeline.models.unet import Unet
 from pipeline.spool import history
 from pipeline.start import started
 from pipeline.tasks import pixel_losses
-from pipeline.tasks.segmentation import Segmentation, boundary_f1
+from pipeline.tasks.segmentation import BINS, Segmentation, boundary_f1, foreground_curve
 
 UNET = {"kind": "unet", "width": 4, "depth": 2, "downsample": "stride"}
 TINY = {
@@ -210,6 +210,30 @@ def test_intersections_and_unions_are_summed_by_class_before_they_are_divided():
     assert found["miou"].mean == pytest.approx(2 / 6)
 
 
+def test_iou_of_every_class_has_an_interval_where_episodes_are_several():
+    """Class 7: 1 of 1 and 0 of 9; class 3: 4 of 5, in one episode."""
+    tallies = [[[9, 9, 9], [1, 1, 1]], [[9, 9, 9], [0, 4, 5]], [[9, 9, 9], [4, 5, 4]]]
+    found = Segmentation().by_class(torch.tensor(tallies, dtype=torch.float64), [(7,), (7,), (3,)])
+    assert (
+        found.keys() == {3, 7} and found[7].mean == pytest.approx(1 / 10) and found[3] == (pytest.approx(4 / 5), None)
+    )
+    # Resamples have the one episode, the other or both.
+    assert found[7].interval == pytest.approx(0.5)
+
+
+def test_precision_over_recall_of_the_foreground_by_hand():
+    """Chances 0.9 and 0.4 of the class, 0.6 of the ground; one pixel is not looked at."""
+    chances = torch.tensor([[[0.9, 0.4, 0.6, 0.99]]], dtype=torch.float64)
+    predictions = torch.stack([1 - chances, chances], 1).log()
+    counts = Segmentation().counts(predictions, torch.tensor([[[1, 1, 0, 255]]]))
+    assert counts.shape == (2, BINS) and counts.sum(1).tolist() == [1, 2]
+    recall, precision = foreground_curve(torch.stack([counts, counts]))
+    assert precision[: BINS // 20].isnan().all(), "nothing is taken above 0.95"
+    for at, expected in ((0.89, (0.5, 1)), (0.59, (0.5, 1 / 2)), (0.39, (1, 2 / 3)), (0.0, (1, 2 / 3))):
+        place = min(BINS - 1, round((1 - at) * BINS))
+        assert (recall[place].item(), precision[place].item()) == pytest.approx(expected)
+
+
 def test_a_boundary_is_found_where_the_other_is_near():
     """Of squares that lie a pixel apart all of the boundary is found, three pixels apart only what meets."""
     truth = torch.zeros(1, 12, 12, dtype=torch.int64)
@@ -349,11 +373,10 @@ def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
     monkeypatch.setattr(train.tracking.Sender, "start", lambda self: None)
     monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
     done = train.fit(config_for(scenes_root, tmp_path))
-    assert {path.name for path in (done.folder / "pictures").iterdir()} == {
-        "episode.png",
-        "losses.png",
-        "adaptation.png",
-    }
+    names = {"episode-best", "episode-median", "episode-worst", "losses", "adaptation", "precision-recall", "classes"}
+    assert {path.stem for path in (done.folder / "pictures").glob("*.png")} == names
+    rows = (done.folder / "pictures" / "classes.csv").read_text().splitlines()
+    assert rows[0] == "class,IoU,interval,episodes" and len(rows) > 1
     found = done.result["test"]["inductive"]
     assert found["miou"].keys() == {"mean", "interval", "episodes"} and "miou" in done.text and "iou " in done.text
     names = {

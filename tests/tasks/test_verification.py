@@ -250,8 +250,13 @@ def untold(monkeypatch):
 def test_a_run_is_whole(glyphs_root, tmp_path, untold, name):
     learner = {"kind": name, "steps": 1} if name == "gradient" else {"kind": name}
     done = train.fit(small_config(glyphs_root, tmp_path, **{**VERIFICATION, "learner": learner}))
-    drawn = {path.name for path in (done.folder / "pictures").iterdir()}
-    assert drawn == {"episode.png", "losses.png", "roc.png"} | ({"adaptation.png"} if name == "gradient" else set())
+    names = {"episode-best", "episode-median", "episode-worst", "losses", "roc", "scores"}
+    drawn = {path.stem for path in (done.folder / "pictures").glob("*.png")}
+    assert drawn == names | ({"adaptation"} if name == "gradient" else set())
+    for beside, ends in (("roc", ("0.0,0.0", "1.0,1.0")), ("scores", None)):
+        rows = (done.folder / "pictures" / f"{beside}.csv").read_text().splitlines()
+        assert ends is None or (rows[1], rows[-1]) == ends
+        assert beside == "roc" or sum(float(row.split(",")[2]) for row in rows[1:]) == pytest.approx(1)
     found = done.result["test"]["inductive"]
     unknown = {"dir_at_far_1e-1", "dir_at_far_1e-2"} if name == "cosine" else set()
     assert found.keys() == FIGURES | unknown | {"accuracy", "worst_decile"} and "auc " in done.text
