@@ -144,19 +144,22 @@ def _draw_episode(path: Path, config: RunConfig, index: Index, learner: Learner)
     episode = build.place(config, torch.device("cpu"))(reader.episode(drawn))
     predict = learner.adapt(episode.support, episode.ways, mode=Mode(config.evaluate.mode))
     support, query = episode.support, episode.query
+    # Of several modalities the first is shown.
+    shown = index.channels(config.data.modalities[0])
+    given, asked = (part.inputs[:, :shown].numpy() for part in (support, query))
     names = [index.class_names[number] for number in drawn.classes]
     if isinstance(learner.task, Segmentation):
-        (given, masks), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
+        masks, truth = support.targets.numpy(), query.targets.numpy()
         said = predict(query.inputs).argmax(1).numpy()
         return segmentation_picture(path, given, masks, asked, truth, said, names)
     if isinstance(learner.task, Detection):
-        (given, boxes), (asked, truth) = ((part.inputs.numpy(), part.targets.numpy()) for part in (support, query))
+        boxes, truth = support.targets.numpy(), query.targets.numpy()
         return detection_picture(path, given, boxes, asked, truth, detections(predict(query.inputs)).numpy(), names)
     return episode_picture(
         path,
-        support.inputs.numpy(),
+        given,
         support.targets.tolist(),
-        query.inputs.numpy(),
+        asked,
         query.targets.tolist(),
         predict(query.inputs).argmax(-1).tolist(),
         names,

@@ -18,6 +18,7 @@ from pipeline.build import MakeLearner
 from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.modalities import IMAGE
 from pipeline.data.root import Root
 from pipeline.data.sampler import Shape
 from pipeline.errors import InputError
@@ -202,7 +203,7 @@ def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learn
         )
     side, _, channels = index.shape(0)
     learner.model.encoder = Features(channels=channels, side=side, encoder=own)
-    data = config.data.model_copy(update={"size": None, "invert": False})
+    data = config.data.model_copy(update={"size": None, "invert": False, "modalities": (IMAGE,)})
     return Restored(config.model_copy(update={"data": data}), index, learner, channels)
 
 
