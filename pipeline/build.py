@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.build_amortised import amortised_learner
-from pipeline.build_encoder import Encoder, encoder, gives_maps, standard
+from pipeline.build_encoder import Encoder, encoder, gives_maps, modality_channels, standard, told
 from pipeline.build_gradient import gradient_learner
 from pipeline.build_metric import metric_learner
 from pipeline.build_mixture import indexes, weights
@@ -22,6 +22,7 @@ from pipeline.data.augment import Augment
 from pipeline.data.index import Index
 from pipeline.data.loader import Frozen, Loader, Reader, Reading
 from pipeline.data.mixture import InTurns, MixedReader, Mixture
+from pipeline.data.modalities import IMAGE
 from pipeline.data.sampler import QUARTER_TURNS, Sampler, classes_of
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
@@ -91,8 +92,17 @@ def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
 
 
 def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
-    """What supervised training reads: images of the training split, labelled by class."""
+    """What supervised training reads: images of the training split, labelled by class.
+
+    Raises:
+        InputError: it should read other modalities too.
+    """
     data = config.data
+    if data.modalities != (IMAGE,):
+        raise InputError(
+            f"data.modalities = {', '.join(data.modalities)}: learner.kind = supervised streams images alone; leave it out, or "
+            "choose a learner of episodes"
+        )
     return Stream(
         index,
         data.train,
@@ -175,7 +185,7 @@ def reader(config: RunConfig, index: Index, channels: int | None = None) -> Read
     """Reads samples as the config asks, with so many channels; none: with their own.
 
     Raises:
-        InputError: the first sample has not what the task needs.
+        InputError: the first sample has not what the task needs, or the data have not the modalities.
     """
     masks = isinstance(config.task, SegmentationConfig)
     if masks and not index.has(0, "mask"):
@@ -185,7 +195,10 @@ def reader(config: RunConfig, index: Index, channels: int | None = None) -> Read
     shards, boxes = Shards(index), config.task.boxes if isinstance(config.task, DetectionConfig) else 0
     if boxes:
         shards.boxes(0, "")
-    return Reader(shards, config.data.invert, config.data.size, channels, masks, boxes)
+    modality_channels(config, index)
+    return Reader(
+        shards, config.data.invert, config.data.size, channels, masks, boxes, config.data.modalities, bool(told(config))
+    )
 
 
 def learner(config: RunConfig, index: Index) -> Learner:
@@ -316,7 +329,19 @@ def training_place(config: RunConfig, index: Index, device: torch.device) -> Pla
         raise InputError(
             f"data.augment.flip = true: {name} are characters, and a mirrored one is another; leave it out"
         )
+    augment = augment._replace(**_modalities(config, index))
     return lambda episode: augment(bring(episode))
+
+
+def _modalities(config: RunConfig, index: Index) -> dict[str, Any]:
+    """What augmentation must know of inputs that are more than an image."""
+    if config.data.modalities == (IMAGE,):
+        return {}
+    groups = []
+    for name, channels in modality_channels(config, index).items():
+        groups += [(name, channels), *([("", 1)] if name in told(config) else [])]
+    names, channels = zip(*groups, strict=True)
+    return {"channels": channels, "image": names.index(IMAGE) if IMAGE in names else None}
 
 
 def place(config: RunConfig, device: torch.device) -> Place:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from pipeline.build_encoder import Encoder
+from pipeline.build_encoder import Encoder, modality_channels, told
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.learners.amortised import FilmLearner, MetaNetLearner
@@ -33,10 +33,10 @@ def amortised_learner(
     """
     match chosen:
         case FilmConfig(hidden=hidden):
-            side, _, channels = index.shape(0)
+            side, _, _ = index.shape(0)
             # Group norm: the context of a support is the same in training and in both modes.
             set_encoder = Conv4(
-                channels=channels,
+                channels=sum(modality_channels(config, index).values()) + len(told(config)),
                 width=hidden,
                 size=config.data.size or side,
                 downsample="stride",

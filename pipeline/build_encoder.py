@@ -8,11 +8,13 @@ from typing import assert_never
 from torch import nn
 
 from pipeline.data.index import Index
+from pipeline.data.modalities import IMAGE
 from pipeline.errors import InputError
 from pipeline.models.conv4 import BLOCKS, MAP_HALVINGS, Conv4
 from pipeline.models.decoder import Decoder
 from pipeline.models.features import Features
 from pipeline.models.foreign import Foreign
+from pipeline.models.late_fusion import LateFusion
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import AS_THEY_ARE
 from pipeline.models.renet import Renet
@@ -26,6 +28,7 @@ from pipeline.schema import (
     DecoderConfig,
     DetectionConfig,
     FeaturesConfig,
+    FusedConfig,
     GradientConfig,
     NormaliseConfig,
     RenetConfig,
@@ -38,7 +41,7 @@ from pipeline.schema import (
     VitConfig,
 )
 
-Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Decoder | Renet | Features
+Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Decoder | Renet | Features | LateFusion
 PixelModelConfig = UnetConfig | DecoderConfig | RenetConfig
 
 
@@ -49,7 +52,43 @@ def encoder(config: RunConfig, index: Index) -> Encoder:
         InputError: it does not take them.
     """
     _check_kind(config, index)
-    height, width, channels = index.shape(0)
+    channels = modality_channels(config, index)
+    if isinstance(config.model, FusedConfig) and config.model.fusion == "late":
+        return _late(config, index, config.model)
+    return _encoder(config, index, sum(channels.values()) + len(told(config)))
+
+
+def modality_channels(config: RunConfig, index: Index) -> dict[str, int]:
+    """Channels of the modalities that are read, by name; InputError for what the data have not."""
+    return {name: index.channels(name) for name in config.data.modalities}
+
+
+def told(config: RunConfig) -> frozenset[str]:
+    """The modalities that samples may lack, of which a channel of its own says who has them."""
+    return frozenset(config.data.modalities) - {IMAGE} if config.data.missing == "mask" else frozenset()
+
+
+def _late(config: RunConfig, index: Index, chosen: FusedConfig) -> LateFusion:
+    """An encoder for each modality."""
+    channels = modality_channels(config, index)
+    if len(channels) == 1:
+        raise InputError(
+            "model.fusion = late: data.modalities names one modality, and nothing is to be fused; leave it out"
+        )
+    if isinstance(chosen, Conv4Config):
+        asked = {"features = map": chosen.features == "map", "context": chosen.context, "warp": chosen.warp}
+        if odd := [key for key, value in asked.items() if value]:
+            raise InputError(
+                f"model.{odd[0]} is for one encoder, and model.fusion = late has several; leave one of them out"
+            )
+    encoders = {name: _encoder(config, index, count) for name, count in channels.items()}
+    features = sum(encoder.features for encoder in encoders.values())
+    return LateFusion(encoders, list(channels.values()), features=features, told=told(config))
+
+
+def _encoder(config: RunConfig, index: Index, channels: int) -> Encoder:
+    """The encoder of inputs with so many channels."""
+    height, width, _ = index.shape(0)
     size, steps = config.data.size or height, config.learner.steps if isinstance(config.learner, GradientConfig) else 0
     chosen = config.model
     if config.data.size is None and height != width:
@@ -84,11 +123,13 @@ def standard(config: RunConfig, index: Index) -> nn.Module:
     """What images pass in front of the encoder; where its statistics are to be measured or loaded, they are 0 and 1 until then.
 
     Raises:
-        InputError: the statistics that are given are of other channels.
+        InputError: the statistics that are given are of other channels, or modalities may be lacking.
     """
-    asked, channels = config.data.normalise, index.shape(0)[2]
+    asked, channels = config.data.normalise, sum(modality_channels(config, index).values())
     if asked == "none":
         return AS_THEY_ARE
+    if told(config):
+        raise InputError("data.normalise would take away the zeros of data.missing = mask; leave one of them out")
     made = Standard(channels)
     if isinstance(asked, NormaliseConfig):
         if len(asked.mean) != channels:
@@ -224,6 +265,7 @@ def _check_kind(config: RunConfig, index: Index) -> None:
     data = config.data
     asked = {"data.rotations": data.rotations, "data.invert": data.invert, "data.size": data.size}
     asked["data.normalise"] = data.normalise != "none"
+    asked |= {"data.modalities": data.modalities != (IMAGE,)}
     if named := [key for key, value in asked.items() if value]:
         raise InputError(f"{named[0]} is for images, and {index.root} holds features; leave it out")
 

@@ -30,6 +30,9 @@ app.add_typer(cluster.app)
 Runs = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
 Splits = Annotated[Path | None, typer.Option(help="folder of train.txt, val.txt, test.txt with a class name a line")]
 Rule = Annotated[str | None, typer.Option(help="split classes by hash, as train=0.64,val=0.16,test=0.2")]
+Modalities = Annotated[
+    str | None, typer.Option(help="images that samples have, as image,depth: NAME.png and NAME.depth.png (or .npy)")
+]
 Workers = Annotated[int, typer.Option(help="Ray tasks; 1: this process")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.steps=500", show_default=False)]
 
@@ -69,6 +72,7 @@ def pack(
     fold: Annotated[
         int | None, typer.Option(help="of --pairs: the fold whose persons are the test; --rule shares out the others")
     ] = None,
+    modalities: Modalities = None,
     workers: Workers = 1,
 ) -> None:
     """Pack labelled images into tars, and index them."""
@@ -90,6 +94,7 @@ def pack(
             min_area=min_area,
             pairs=pairs,
             fold=fold,
+            modalities=modalities,
             workers=workers,
             progress=progress,
         )
@@ -104,6 +109,7 @@ def index(
     splits: Splits = None,
     rule: Rule = None,
     seed: int = 0,
+    modalities: Modalities = None,
     workers: Workers = 1,
 ) -> None:
     """Index tars that someone else wrote, without changing them."""
@@ -118,6 +124,7 @@ def index(
             splits=splits,
             rule=rule,
             seed=seed,
+            modalities=modalities,
             workers=workers,
             progress=progress,
         )
@@ -480,9 +487,10 @@ def _named(**options: Any) -> dict[str, Any]:
 def _described(made) -> str:
     splits = ", ".join(f"{name} {len(ids)}" for name, ids in made.splits.items())
     height, width, channels = made.shape(0)
+    planes = "".join(f" and {name} {made.channels(name)}" for name in made.modalities[1:])
     form = f"features of encoder {made.encoder[:12]}…" if made.encoder else made.store
     return (
-        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}, {form}), "
+        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}{planes}, {form}), "
         f"{len(made.class_names):,} classes ({splits}), {len(made.shards):,} tars"
     )
 

@@ -129,7 +129,9 @@ def _episode(untrained: Untrained, measured: Measured, place: str, number: int, 
     names = [index.class_names[own] for own in drawn.classes]
     headline, value = learner.task.headline, _scores(measured)[number]
     title = f"{place} of {measured.title}: number {number}, {headline} {100 * value:.1f} %"
-    support, query = (Part(side.inputs.numpy(), side.targets.numpy()) for side in (plain.support, plain.query))
+    # Of several modalities the first is shown.
+    first = index.channels(config.data.modalities[0])
+    support, query = (Part(side.inputs[:, :first].numpy(), side.targets.numpy()) for side in (plain.support, plain.query))
     match learner.task:
         case Segmentation():
             paint, answers = segmentation_picture, [m.predictions.argmax(1) for m in moments]

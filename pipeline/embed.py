@@ -115,7 +115,7 @@ def _samples(
     index, like = reader.shards.index, next(encoder.parameters())
     for at in range(0, len(rows), BATCH):
         part = [int(row) for row in rows[at : at + BATCH]]
-        inputs = reader.inputs(part, map(reader.shards.image, part), repeat(0, len(part)))
+        inputs = reader.inputs(part, map(reader.stored, part), repeat(0, len(part)))
         arrays = _arrays(encoder(inputs.to(like.device, like.dtype)))
         for row, array in zip(part, arrays, strict=True):
             if not np.isfinite(array).all():

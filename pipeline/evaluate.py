@@ -20,6 +20,7 @@ from pipeline.build_mixture import indexes, names
 from pipeline.config import dump, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.modalities import IMAGE
 from pipeline.data.root import Root
 from pipeline.data.shapes import LongTailed, Shaping
 from pipeline.errors import InputError
@@ -247,7 +248,7 @@ def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learn
     learner.model.encoder = Features(channels=channels, side=side, encoder=own)
     # Features are of images that were normalised.
     learner.model.standard = AS_THEY_ARE
-    data = config.data.model_copy(update={"size": None, "invert": False})
+    data = config.data.model_copy(update={"size": None, "invert": False, "modalities": (IMAGE,)})
     return Restored(config.model_copy(update={"data": data}), index, learner, channels)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.build_encoder import encoder, standard
 from pipeline.data.index import Index
+from pipeline.data.modalities import IMAGE
 from pipeline.errors import InputError
 from pipeline.models.network import Network
 from pipeline.models.norm import Given, Running
@@ -67,6 +68,8 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "e
     height, width, channels = index.shape(0)
     size = [config.data.size or height, config.data.size or width, channels]
     settings = {"model": config.model.model_dump(mode="json"), "images": size, "invert": config.data.invert}
+    if config.data.modalities != (IMAGE,):
+        settings |= {"modalities": list(config.data.modalities), "missing": config.data.missing}
     return Known(made, settings, _sha256(made, settings))
 
 

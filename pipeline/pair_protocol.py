@@ -224,8 +224,8 @@ def embedded(encoder: Frozen, reader: Reader, rows: np.ndarray, *, mirror: bool)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     like, parts = next(encoder.to(device).parameters()), []
     for part in np.split(rows, range(BATCH, len(rows), BATCH)):
-        reader.shards.bring(part.tolist())
-        inputs = reader.inputs(part, map(reader.shards.image, part.tolist()), repeat(0, len(part)))
+        reader.shards.bring(part.tolist(), reader.modalities)
+        inputs = reader.inputs(part, map(reader.stored, part.tolist()), repeat(0, len(part)))
         inputs = inputs.to(like.device, like.dtype)
         features = encoder(inputs)
         if mirror:

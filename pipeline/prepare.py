@@ -16,6 +16,7 @@ from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
 from pipeline.data.index import Index
 from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
+from pipeline.data.modalities import named
 from pipeline.data.root import Root, root_of
 from pipeline.data.scan import scan
 from pipeline.data.source import Sample, Source
@@ -51,6 +52,7 @@ def pack(
     min_area: float | None = None,
     pairs: Path | None = None,
     fold: int | None = None,
+    modalities: str | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Index:
@@ -58,7 +60,8 @@ def pack(
 
     `layout` says how `source` is read, as its importer tells (`data/layouts.py`); of "identities" are `pairs`, "glyphs" and
     "scenes" are drawn and read no `source`. `min_area` is of "masks" (1 % if not said), "fss" and the three with boxes (0), see
-    there. `size` makes all images (size, size) pixels, `channels` (1 or 3) all grey or colour.
+    there; `modalities`, as "image,depth", are of "folder" and "glyphs". `size` makes all images (size, size) pixels, `channels`
+    (1 or 3) all grey or colour.
     Splits come from `splits` (a folder of text files with class names), else from `rule` (as in "train=0.8,test=0.2", by hash),
     else from the layout. With `fold` the classes in the pairs of that fold are the split "test", and `rule` shares out the
     others. The same call
@@ -67,7 +70,9 @@ def pack(
     """
     _check_options(store, size, channels, shard_mib, workers)
     dest = Path(dest).absolute()
-    data = layouts.read(source, layouts.named(layout), size=size, seed=seed, min_area=min_area, pairs=pairs)
+    planes = () if modalities is None else named(modalities)
+    asked = {"size": size, "seed": seed, "min_area": min_area, "pairs": pairs, "modalities": planes}
+    data = layouts.read(source, layouts.named(layout), **asked)
     for note in data.notes:
         print(f"note: {source}: {note}", file=sys.stderr)
     packing.check(data)
@@ -79,15 +84,15 @@ def pack(
     form = {"store": store, "size": size, "channels": channels}
     mean = packing.mean_bytes(data.samples, **form)
     shards = packing.plan(data, shard_bytes=shard_mib << 20, sample_bytes=mean, seed=seed)
-    claim(dest, packing.identity(shards, {**form, "name": data.name}))
+    claim(dest, packing.identity(shards, {**form, "name": data.name, **({"modalities": planes} if planes else {})}))
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
-    jobs = [(dest, name, samples, form) for name, samples in zip(names, shards, strict=True)]
+    jobs = [(dest, name, samples, form, planes) for name, samples in zip(names, shards, strict=True)]
     try:
         _each(_pack_shard, jobs, workers=workers, progress=progress)
     except InputError:
         _release(dest)
         raise
-    found = fragments(dest, names, CLASS_FIELD)
+    found = fragments(dest, names, CLASS_FIELD, planes)
     return merge(dest, found, name=data.name, splits=chosen, origin=origin, pairs=data.pairs)
 
 
@@ -99,13 +104,15 @@ def index(
     splits: Path | None = None,
     rule: str | None = None,
     seed: int = 0,
+    modalities: str | None = None,
     workers: int = 1,
     progress: Progress = silent,
 ) -> Index:
     """Index tars that someone else wrote, without changing them, and open the index.
 
     `tars` are files, or folders of them. The index goes beside them, or under `out` for stores that cannot be written.
-    Tars that have not changed since the last time are not read again, so data sets can grow. Splits as in `pack`.
+    Tars that have not changed since the last time are not read again, so data sets can grow. Splits as in `pack`. `modalities`,
+    as "image,depth", are looked for as members `KEY.image.png` (or `KEY.png`) and `KEY.depth.png`.
     Raises `InputError` with the first fault of the tars; `verify` lists all.
     """
     _check_workers(workers)
@@ -114,13 +121,15 @@ def index(
     names = [str(path) if out else str(path.relative_to(root)) for path in paths]
     if splits is None and rule is None:
         raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
-    _refuse_others(root)
+    planes = () if modalities is None else named(modalities)
+    _refuse_others(root, planes)
     _make_folder(root)
-    results = _each(fragment_faults, [(root, n, class_field) for n in names], workers=workers, progress=progress)
+    jobs = [(root, name, class_field, planes) for name in names]
+    results = _each(fragment_faults, jobs, workers=workers, progress=progress)
     if faults := [fault for found in results for fault in found]:
         more = f" (and {len(faults) - 1} more faults; metashard verify lists them)" if len(faults) > 1 else ""
         raise InputError(faults[0] + more)
-    found = fragments(root, names, class_field)
+    found = fragments(root, names, class_field, planes)
     class_names = sorted({label for f in found for label in f.table["label"].unique().to_pylist()})
     chosen, origin = _splits(class_names, splits, rule, seed, {})
     return merge(root, found, name=root.name, splits=chosen, origin=origin)
@@ -253,15 +262,17 @@ def _release(dest: Path) -> None:
         receipt.unlink()
 
 
-def _refuse_others(root: Path) -> None:
+def _refuse_others(root: Path, planes: Sequence[str]) -> None:
     """Tars do not say whose features they hold, so that an index made of them alone would take these for images; nor what pairs
-    there are of their images."""
+    there are of their images. Modalities that the index has and nobody names would be lost."""
     try:
         known = Index.without_shards(root)
     except InputError:
         return
     if pairing.are_in(known):
         raise InputError(f"{root}: holds pairs, of which tars say nothing; run metashard pack again")
+    if lost := [name for name in known.modalities[1:] if name not in planes]:
+        raise InputError(f"{root}: holds {lost[0]} too; give --modalities {','.join(known.modalities)}")
     if known.encoder:
         raise InputError(f"{root}: holds features, whose index metashard embed makes; run that again")
 
@@ -292,43 +303,45 @@ def _tars(given: Sequence[str | Path]) -> list[Path]:
     return sorted(set(paths))
 
 
-def _pack_shard(dest: Path, name: str, samples: Sequence[Sample], form: Mapping) -> None:
-    if current(dest, name, CLASS_FIELD) is not None:
+def _pack_shard(dest: Path, name: str, samples: Sequence[Sample], form: Mapping, planes: Sequence[str]) -> None:
+    if current(dest, name, CLASS_FIELD, planes) is not None:
         return
     packing.write_shard(dest / name, samples, **form)
-    if faults := fragment_faults(dest, name, CLASS_FIELD):
+    if faults := fragment_faults(dest, name, CLASS_FIELD, planes):
         raise InputError(faults[0])
 
 
-def current(root: Path, name: str, class_field: str) -> Fragment | None:
-    """The stored fragment of a tar, if the tar has not changed since."""
+def current(root: Path, name: str, class_field: str, planes: Sequence[str] = ()) -> Fragment | None:
+    """The stored fragment of a tar, if the tar has not changed since and the same class and modalities were looked for."""
     fragment = read_fragment(root, name)
     path = root / name
-    if fragment is None or not path.exists() or fragment.class_field != class_field:
+    if fragment is None or not path.exists():
+        return None
+    if (fragment.class_field, tuple(fragment.planes)) != (class_field, tuple(planes)):
         return None
     status = path.stat()
     return fragment if (fragment.shard.bytes, fragment.modified_ns) == (status.st_size, status.st_mtime_ns) else None
 
 
-def fragments(root: Path, names: Sequence[str], class_field: str) -> list[Fragment]:
+def fragments(root: Path, names: Sequence[str], class_field: str, planes: Sequence[str] = ()) -> list[Fragment]:
     """What is known of these tars, all of which were scanned."""
     found = []
     for name in names:
-        if (fragment := current(root, name, class_field)) is None:
+        if (fragment := current(root, name, class_field, planes)) is None:
             raise InputError(f"{root / name}: changed while it was indexed; leave the tars alone and start again")
         found.append(fragment)
     return found
 
 
-def fragment_faults(root: Path, name: str, class_field: str) -> list[str]:
+def fragment_faults(root: Path, name: str, class_field: str, planes: Sequence[str] = ()) -> list[str]:
     """Scan a tar unless its fragment is current; store the fragment, or tell the faults."""
-    if current(root, name, class_field) is not None:
+    if current(root, name, class_field, planes) is not None:
         return []
     try:
         modified_ns = (root / name).stat().st_mtime_ns
     except OSError as error:
         raise InputError(f"{root / name}: cannot be read ({error.strerror})") from None
-    scanned = scan(root / name, class_field=class_field)
+    scanned = scan(root / name, class_field=class_field, modalities=planes)
     if scanned.faults or scanned.store is None:
         return scanned.faults or [f"{name}: holds no sample; leave it out"]
     write_fragment(root, fragment_of(name, scanned, class_field=class_field, modified_ns=modified_ns))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -56,6 +57,12 @@ def store_of_runs(given: object) -> Url | None:
 
 def _text_or_none(url: Url | None) -> str | None:
     return None if url is None else str(url)
+
+
+def _modalities(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise PydanticCustomError("modalities", "input should name modalities, each once, as [image, depth]")
+    return names
 
 
 class Config(BaseModel):
@@ -161,6 +168,10 @@ class DataConfig(Config):
     """Black ink on white becomes white on black."""
     size: PositiveInt | None = None
     """Side in pixels to which images are resized when read; none: as packed."""
+    modalities: Annotated[tuple[str, ...], AfterValidator(_modalities)] = ("image",)
+    """What of a sample is read, as [image, depth]; their channels come one after another."""
+    missing: Literal["error", "mask"] = "error"
+    """A sample without a modality besides the image: an error; or zeros, and a channel that says who has it."""
     augment: AugmentConfig = AugmentConfig()
     normalise: Annotated[Literal["none", "measured"] | NormaliseConfig, BeforeValidator(normalise_of)] = "none"
     """Images reach the encoder less a mean and divided by a deviation: those of the training split, measured when the run begins,
@@ -295,7 +306,14 @@ NormName = Literal["batch", "batch_per_step", "group", "layer"]
 """batch_per_step: an own scale and shift for every inner step (MAML++)."""
 
 
-class Conv4Config(Config):
+class FusedConfig(Config):
+    """An encoder of images, which may have several modalities."""
+
+    fusion: Literal["early", "late"] = "early"
+    """early: their channels go into one encoder; late: each has an encoder of its own, whose features are put side by side."""
+
+
+class Conv4Config(FusedConfig):
     kind: Literal["conv4"] = "conv4"
     width: PositiveInt = 64
     downsample: Literal["stride", "max_pool"] = "max_pool"
@@ -308,7 +326,7 @@ class Conv4Config(Config):
     """A convolution behind each block's own, at first the identity (WarpGrad); leave `encoder.warps` out of learner.adapts."""
 
 
-class ResNet12Config(Config):
+class ResNet12Config(FusedConfig):
     kind: Literal["resnet12"] = "resnet12"
     width: PositiveInt = 64
     """Channels of the first block; the others have 2.5, 5 and 10 times as many."""
@@ -319,7 +337,7 @@ class ResNet12Config(Config):
     """Side in pixels of the squares that are left out behind the last two blocks; behind the first two it is 1."""
 
 
-class VitConfig(Config):
+class VitConfig(FusedConfig):
     """A vision transformer; its weights have the names and shapes of DINOv2's."""
 
     kind: Literal["vit"] = "vit"
@@ -341,7 +359,7 @@ class VitConfig(Config):
     """All but the low-rank factors keep the values that they start from."""
 
 
-class RnnConfig(Config):
+class RnnConfig(FusedConfig):
     """Gated recurrent units that read an image row by row."""
 
     kind: Literal["rnn"] = "rnn"
@@ -350,7 +368,7 @@ class RnnConfig(Config):
     bidirectional: bool = True
 
 
-class TimmConfig(Config):
+class TimmConfig(FusedConfig):
     """A convolutional network of the timm package, from random weights."""
 
     kind: Literal["timm"] = "timm"

@@ -64,11 +64,27 @@ def _draw_episode(index: Index, out: Path) -> Path:
         picked = noise.subset(len(rows), min(SAMPLES, len(rows)))
         for number, position in enumerate(picked):
             side = 2 if number >= len(picked) // 2 else 0
-            sides[side].append(_unit(shards.image(int(rows[position]))))
+            sides[side].append(_side_by_side(shards, int(rows[position])))
             sides[side + 1].append(label)
     names = [index.class_names[class_id] for class_id in chosen]
     title = f"{index.name}: {len(chosen)} of the {len(index.splits[split])} classes of split {split}"
     return sample_picture(out, Part(*sides[:2]), Part(*sides[2:]), names, title=title)
+
+
+def _side_by_side(shards: Shards, row: int) -> np.ndarray:
+    """All modalities of a sample in a row; black where it has none of them."""
+    index = shards.index
+    planes = [_unit(shards.plane(row, name)) if index.has(row, name) else None for name in index.modalities]
+    if len(planes) == 1 and planes[0] is not None:
+        return planes[0]
+    height, width, _ = index.shape(row)
+    coloured = [np.zeros((height, width, 3)) if plane is None else _in_colour(plane) for plane in planes]
+    return np.concatenate(coloured, axis=1)
+
+
+def _in_colour(plane: np.ndarray) -> np.ndarray:
+    """(height, width, 3), whatever its channels."""
+    return plane[..., :3] if plane.shape[2] >= 3 else np.repeat(plane[..., :1], 3, axis=2)
 
 
 def _unit(image: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from pipeline import build, checkpoint
 from pipeline.build_shape import is_varied
 from pipeline.config import parse
 from pipeline.data.index import Index
+from pipeline.data.modalities import IMAGE
 from pipeline.data.sampler import classes_of
 from pipeline.errors import InputError
 from pipeline.faults import one_line
@@ -72,7 +73,9 @@ def _images(config: RunConfig, index: Index) -> str:
     if index.encoder:
         return f"{channels} features of encoder {index.encoder[:12]}…"
     ink = ", inverted" if config.data.invert else ""
-    return f"{config.data.size or height} × {config.data.size or width} pixels of {channels} channels{ink}"
+    data = config.data
+    more = f", read as {', '.join(data.modalities)} (missing: {data.missing})" if data.modalities != (IMAGE,) else ""
+    return f"{config.data.size or height} × {config.data.size or width} pixels of {channels} channels{ink}{more}"
 
 
 def _classes(config: RunConfig, index: Index) -> set[str]:

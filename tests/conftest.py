@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ torch.set_num_threads(1)
 from small import LEARNERS, make  # noqa: E402
 
 from pipeline import prepare  # noqa: E402
+from pipeline.data import layouts  # noqa: E402
 from pipeline.data.glyphs import characters, draw  # noqa: E402
 from pipeline.data.images import encode_png  # noqa: E402
+from pipeline.data.importers.glyphs import glyphs  # noqa: E402
 from pipeline.learners.learner import Learner  # noqa: E402
 
 ROOM = {"train": 36, "val": 8, "test": 8}
@@ -129,6 +132,18 @@ def scenes_root(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.data.importers.scenes.characters", lambda: some)
         prepare.pack("-", place, layout="scenes", size=48)
+    return place
+
+
+@pytest.fixture(scope="session")
+def depth_root(tmp_path_factory) -> Path:
+    """The characters of `glyphs_root`, twelve drawings of each, with a second modality."""
+    some = [one for split, room in ROOM.items() for one in [c for c in characters() if c.split == split][:room]]
+    place = tmp_path_factory.mktemp("depth") / "data"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.data.importers.glyphs.characters", lambda: some)
+        patch.setattr(layouts, "glyphs", partial(glyphs, samples_per_class=EACH))
+        prepare.pack("-", place, layout="glyphs", size=16, modalities="image,depth")
     return place
 
 

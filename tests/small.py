@@ -33,6 +33,7 @@ from pipeline.models.conv4 import Conv4
 from pipeline.models.drop import DropBlock
 from pipeline.models.full_context import FullContext
 from pipeline.models.heads import CosineLinear
+from pipeline.models.late_fusion import LateFusion
 from pipeline.models.lora import freeze_all_but_factors
 from pipeline.models.network import Network
 from pipeline.models.norm import Normalise, Recorded, Running, by_batch
@@ -82,6 +83,21 @@ class Dropping(torch.nn.Module):
 
     def forward(self, images: torch.Tensor, normalise: Normalise = by_batch) -> torch.Tensor:
         return self.inner(self.drop(images, normalise), normalise)
+
+
+class TwoEyed(torch.nn.Module):
+    """A conv4 for images and one for their mirror images, which darker samples lack."""
+
+    def __init__(self, **options):
+        super().__init__()
+        left, right = conv4(**options), conv4(**options)
+        self.features = left.features + right.features
+        encoders = {"left": left, "right": right}
+        self.inner = LateFusion(encoders, [1, 1], features=self.features, told=frozenset({"right"}))
+
+    def forward(self, images: torch.Tensor, normalise: Normalise = by_batch) -> torch.Tensor:
+        there = (images.mean((1, 2, 3), keepdim=True) > 0.75).to(images).expand(images.shape)
+        return self.inner(torch.cat([images, there * images.flip(-1), there], 1), normalise)
 
 
 def network(
@@ -257,12 +273,16 @@ LEARNERS = {
     "maml++": maml_pp,
     "warpgrad": lambda: gradient_learner(UNWARPED, estimate=Warp(Unrolled(2)), warp=True),
     "maml-dropping": lambda: gradient_learner(encoder=Dropping),
+    "maml-two-eyed": lambda: gradient_learner(r"encoder\.inner\.right\..*|head\..*", encoder=TwoEyed),
     "maml-vit": lambda: gradient_learner(encoder=vit),
     "maml-lora": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2)),
     "maml-lora-frozen": lambda: gradient_learner(r".*lora_[ab]", encoder=partial(vit, rank=2, frozen=True)),
     "prototypes": lambda: PrototypeLearner(network(prototype=True), Classification()).double(),
     "prototypes-dropping": lambda: PrototypeLearner(
         network(encoder=Dropping, prototype=True), Classification()
+    ).double(),
+    "prototypes-two-eyed": lambda: PrototypeLearner(
+        network(encoder=TwoEyed, prototype=True), Classification()
     ).double(),
     "prototypes-sparing": lambda: sparing(
         PrototypeLearner(network(prototype=True, norm="group"), Classification()).double()

@@ -74,7 +74,7 @@ def test_features_are_a_data_set_like_any_other(features, glyphs_root, ridge):
     assert features.shape(0) == (1, 1, 6)
     found = evaluate.restored(evaluate.subject_of(ridge))
     reader = build.reader(found.config, found.index)
-    inputs = reader.inputs([3], [reader.shards.image(3)], [0])
+    inputs = reader.inputs([3], [reader.stored(3)], [0])
     with torch.no_grad():
         expected = found.learner.model(inputs, Given(found.learner.running.statistics()))
     np.testing.assert_allclose(Shards(features).image(3).ravel(), expected.numpy().ravel(), rtol=1e-4, atol=1e-6)

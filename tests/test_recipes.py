@@ -48,8 +48,9 @@ def brief(path: Path, root: Path, runs: Path, *more: str) -> None:
 @pytest.mark.parametrize(
     "path", sorted(CONFIGS.rglob("glyphs*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
 )
-def test_on_embedded_data(path, glyphs_root, scenes_root, tmp_path):
+def test_on_embedded_data(path, glyphs_root, scenes_root, depth_root, tmp_path):
     root = scenes_root if path.parent.name in ("segmentation", "detection") else glyphs_root
+    root = depth_root if path.stem == "glyphs-modalities" else root
     is_fixed = load(path).data.shape.kind == "fixed"
     brief(path, root, tmp_path / "runs", *(FEW if is_fixed else ()))
 

@@ -31,6 +31,11 @@ class Augment(NamedTuple):
     crop: float = 0.0
     colour: float = 0.0
     cutout: float = 0.0
+    channels: tuple[int, ...] = ()
+    """Where inputs hold several modalities, how many channels each has: places are changed in all alike, a square that is blotted
+    out becomes the mean of its own modality."""
+    image: int | None = 0
+    """Which of them is the image, whose colours are changed; none: no modality is."""
 
     def __call__(self, episode: Episode) -> Episode:
         """Inputs are (samples, channels, height, width) in 0…1, and stay there."""
@@ -66,13 +71,15 @@ class Augment(NamedTuple):
             elif are_boxes:
                 labels, is_whole = _cut(targets, scale, across, down)
             inputs, targets = _where(is_whole, cut, inputs), _where(is_whole, labels, targets)
+        parts: list[Tensor] = list(inputs.split(list(self.channels) or [inputs.shape[1]], 1))
         if self.colour:
-            inputs = _coloured(inputs, *(self.colour * (2 * each - 1) for each in colours))
+            strengths = [self.colour * (2 * each - 1) for each in colours]
+            parts = [_coloured(part, *strengths) if n == self.image else part for n, part in enumerate(parts)]
         if self.cutout:
             hole = _square(inputs, self.cutout, left, top)
-            inputs = torch.where(hole[:, None], inputs.mean((1, 2, 3), keepdim=True), inputs)
+            parts = [torch.where(hole[:, None], part.mean((1, 2, 3), keepdim=True), part) for part in parts]
             targets = torch.where(hole, IGNORED, targets) if is_mask else targets
-        return Batch(inputs, targets)
+        return Batch(torch.cat(parts, 1) if len(parts) > 1 else parts[0], targets)
 
 
 def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:

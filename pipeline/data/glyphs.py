@@ -219,7 +219,7 @@ def face_of(character: Character, *, seed: int, number: int) -> str:
     return dealt[number % len(dealt)]
 
 
-def _distance(feature: np.ndarray) -> np.ndarray:
+def distance_squared(feature: np.ndarray) -> np.ndarray:
     """Squared distance in pixels to the nearest pixel of `feature` (rows, columns) bool, cut off at the band."""
     rows, columns = feature.shape
     along = np.where(feature, 0, _BAND_PX).astype(np.int16)
@@ -246,7 +246,7 @@ def _outline(text: str, face: str) -> _Outline:
     coverage = np.asarray(canvas) / 255
     ink = coverage >= 0.5
     # Half a pixel either way: the outline runs between the pixel centres; a pixel that it cuts knows better.
-    inside, outside = (np.sqrt(_distance(part).astype(np.float64)) for part in (~ink, ink))
+    inside, outside = (np.sqrt(distance_squared(part).astype(np.float64)) for part in (~ink, ink))
     distance = np.where(ink, inside - 0.5, 0.5 - outside)
     cut = (coverage > 0) & (coverage < 1)
     distance[cut] = coverage[cut] - 0.5

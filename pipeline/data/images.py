@@ -26,14 +26,14 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
-def decode(data: bytes, what: str, *, channels: int | None = None) -> np.ndarray:
+def decode(data: bytes, what: str, *, channels: int | None = None, is_deep: bool = False) -> np.ndarray:
     """The (height, width, channels) uint8 array of an encoded image.
 
     `channels` 1 or 3 converts; without it grey images give 1 and all others 3. Transparent pixels become white,
-    16-bit samples lose their low byte, of an animation the first frame counts. Raises `InputError` naming `what`
-    for bytes that are no whole image of a known format or that claim more than `MAX_PIXELS`.
+    16-bit samples lose their low byte, unless `is_deep`, which keeps them as uint16; of an animation the first frame counts.
+    Raises `InputError` naming `what` for bytes that are no whole image of a known format or that claim more than `MAX_PIXELS`.
     """
-    return _load(data, what, lambda image: _pixels(image, channels))
+    return _load(data, what, lambda image: _deep(image) if is_deep and _is_deep(image) else _pixels(image, channels))
 
 
 def decode_mask(data: bytes, what: str) -> np.ndarray:
@@ -134,9 +134,17 @@ def _values(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("L") if image.mode == "1" else image)
 
 
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _deep(image: Image.Image) -> np.ndarray:
+    return np.asarray(image).astype(np.uint16)[..., None]
+
+
 def _pixels(image: Image.Image, channels: int | None) -> np.ndarray:
-    grey = image.mode in ("1", "L", "LA", "I") or image.mode.startswith("I;16")
-    if image.mode == "I" or image.mode.startswith("I;16"):
+    grey = image.mode in ("1", "L", "LA") or _is_deep(image)
+    if _is_deep(image):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         front = image.convert("RGBA")

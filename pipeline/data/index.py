@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.folder import AGAIN, Folder, ShardInfo, folder_of
+from pipeline.data.modalities import IMAGE
 from pipeline.data.remote import RemoteFile
 from pipeline.data.root import Root, root_of
 from pipeline.errors import InputError
@@ -44,7 +45,8 @@ class Index:
     `splits` gives sorted int32 class ids by split name; `counts` int64 samples per class; `shard_of` the int32 shard
     number of every row, `class_of` its int32 class id; `pictures` the uint32 number of what a row shows, where several
     rows may show one (0: it alone), None where none do. `store` is "raw" (npy members of one shape and dtype) or "encoded" (image
-    files). `encoder` is the sha256 of the encoder whose features these are, empty for images.
+    files). `modalities` are the images that samples may have, the first of which they all have. `encoder` is the sha256 of the
+    encoder whose features these are, empty for images.
     """
 
     def __init__(self, root: Root, folder: Folder, manifest: dict, tables: Mapping[str, pa.Table]):
@@ -56,6 +58,8 @@ class Index:
         self.dtype = np.dtype(manifest["dtype"])
         self.fingerprint: str = manifest["fingerprint"]
         self.encoder: str = manifest.get("origin", {}).get("encoder", {}).get("sha256", "")
+        self._planes: Mapping[str, dict] = manifest.get("modalities", {})
+        self.modalities = (IMAGE, *self._planes)
         self.shards: Sequence[ShardInfo] = [ShardInfo(**shard) for shard in manifest["shards"]]
         samples, postings, classes = (tables[name] for name in TABLES)
         self._keys = samples["key"].chunk(0)
@@ -133,7 +137,7 @@ class Index:
         return self._keys[int(row)].as_py()
 
     def has(self, row: int, role: str) -> bool:
-        """Whether a sample has a member of this role: "image", "json" or "mask"."""
+        """Whether a sample has a member of this role: "json", "mask" or one of the modalities."""
         return role in self._members and self._members[role][0][row] >= 0
 
     def locate(self, row: int, role: str) -> Location:
@@ -151,6 +155,15 @@ class Index:
         """(height, width, channels) of a sample's image as stored."""
         height, width, channels = self._shapes
         return int(height[row]), int(width[row]), int(channels[row])
+
+    def channels(self, modality: str) -> int:
+        """Channels of a modality; of the image those of the first sample. Raises `InputError` if the data have none of it."""
+        if modality not in self.modalities:
+            raise InputError(
+                f"{self.root}: has no modality {modality!r}, only {', '.join(self.modalities)}; change data.modalities, or pack "
+                f"or index it again with --modalities image,{modality}"
+            )
+        return self.shape(0)[2] if modality == IMAGE else int(self._planes[modality]["channels"])
 
 
 def fingerprint(shards: Sequence[str], class_names: Sequence[str], splits: Mapping[str, Sequence[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, assert_never, get_args
 
@@ -27,11 +28,19 @@ Layout = Literal[
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 HAVE_AREAS = ("masks", "fss", "coco", "voc", "logos")
 """Layouts whose classes cover a part of a picture."""
+HAVE_MODALITIES = ("folder", "glyphs")
 GLYPH_PIXELS, SCENE_PIXELS = 28, 64
 
 
 def read(
-    source: str, layout: Layout, *, size: int | None, seed: int, min_area: float | None, pairs: Path | None
+    source: str,
+    layout: Layout,
+    *,
+    size: int | None,
+    seed: int,
+    min_area: float | None,
+    pairs: Path | None,
+    modalities: Sequence[str],
 ) -> Source:
     """The data set under `source`; see `prepare.pack`.
 
@@ -42,9 +51,13 @@ def read(
         raise InputError(f"--pairs {pairs} is for --layout identities; leave it out, or choose that layout")
     if min_area is not None and layout not in HAVE_AREAS:
         raise InputError(f"--min-area {min_area:g} is for --layout {', '.join(HAVE_AREAS)}; leave it out")
+    if modalities and layout not in HAVE_MODALITIES:
+        raise InputError(
+            f"--modalities is for --layout {', '.join(HAVE_MODALITIES)}; leave it out, or metashard index tars"
+        )
     match layout:
         case "folder":
-            return folder(source)
+            return folder(source, modalities=modalities)
         case "csv":
             return csv_files(source)
         case "omniglot":
@@ -68,7 +81,7 @@ def read(
         case "scenes":
             return scenes(size=size or SCENE_PIXELS, seed=seed)
         case "glyphs":
-            return glyphs(size=size or GLYPH_PIXELS, seed=seed)
+            return glyphs(size=size or GLYPH_PIXELS, seed=seed, modalities=modalities)
         case _ as never:
             assert_never(never)
 

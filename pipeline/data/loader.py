@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.images import resize, resize_mask, with_channels
+from pipeline.data.modalities import IMAGE
 from pipeline.data.sampler import Draw, assign
 from pipeline.data.shards import Shards
 from pipeline.episode import Batch, Episode
@@ -38,6 +39,11 @@ class Reader(NamedTuple):
     """Whether targets are a class for every pixel instead of one for every image."""
     boxes: int = 0
     """Places for boxes in the targets of an image; 0: targets are no boxes."""
+    modalities: tuple[str, ...] = (IMAGE,)
+    """What the channels of inputs are, one modality after another."""
+    told: bool = False
+    """Whether a sample may lack a modality besides the image: its channels are 0 then, and a further channel behind them says
+    everywhere whether the sample has it, 1 or 0."""
 
     def episode(self, draw: Draw) -> Episode:
         """Inputs are float32 (samples, channels, height, width), integers scaled to [0, 1]; labels number the drawn classes.
@@ -50,14 +56,14 @@ class Reader(NamedTuple):
         support image one object of the class that it was drawn for is looked at, chosen by the draw alone, so that a class of
         `shots` images has as many objects.
         """
-        roles = ("image", *(("mask",) if self.masks else ()), *(("json",) if self.masks or self.boxes else ()))
+        roles = (*self.modalities, *(("mask",) if self.masks else ()), *(("json",) if self.masks or self.boxes else ()))
         self.shards.bring(draw.rows.tolist(), roles)
         support = self._batch(draw.support, draw, is_support=True)
         return Episode(support, self._batch(draw.query, draw, is_support=False), ways=len(draw.classes))
 
     def _batch(self, by_class: Sequence[np.ndarray], draw: Draw, *, is_support: bool) -> Batch:
         rows, counts = np.concatenate(by_class), [len(own) for own in by_class]
-        images = (self.shards.image(int(row)) for row in rows)
+        images = (self.stored(int(row)) for row in rows)
         inputs = self.inputs(rows, images, np.repeat(draw.turns, counts))
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         if self.boxes:
@@ -71,13 +77,47 @@ class Reader(NamedTuple):
         masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows, labels, strict=True)]
         return Batch(inputs, torch.from_numpy(np.stack(masks)))
 
-    def inputs(self, rows: Iterable[int], stored: Iterable[np.ndarray], turns: Iterable[int]) -> Tensor:
-        """The inputs of a batch from its rows, their images as stored and the quarter turns of each."""
-        rows = [int(row) for row in rows]
-        images = [self._image(row, image, int(n)) for row, image, n in zip(rows, stored, turns, strict=True)]
+    def stored(self, row: int) -> tuple[np.ndarray | None, ...]:
+        """The modalities of a sample as stored, None for what it lacks.
+
+        Raises:
+            InputError: it must not lack it, or it has none of them.
+        """
+        index = self.shards.index
+        there = [index.has(row, modality) for modality in self.modalities]
+        if not (any(there) if self.told else all(there)):
+            lacking = self.modalities[there.index(False)]
+            way_out = "take it out" if self.told else "take it out, or set data.missing = mask"
+            raise InputError(f"{index.root}: sample {index.key(row)!r} has no {lacking}; {way_out}")
+        return tuple(
+            self.shards.plane(row, modality) if is_there else None
+            for modality, is_there in zip(self.modalities, there, strict=True)
+        )
+
+    def inputs(
+        self, rows: Iterable[int], stored: Iterable[Sequence[np.ndarray | None]], turns: Iterable[int]
+    ) -> Tensor:
+        """The inputs of a batch from its rows, their modalities as stored and the quarter turns of each."""
+        rows, turns = [int(row) for row in rows], [int(n) for n in turns]
+        by_modality = zip(self.modalities, zip(*stored, strict=True), strict=True)
+        parts = [part for modality, arrays in by_modality for part in self._parts(modality, rows, arrays, turns)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def _parts(
+        self, modality: str, rows: Sequence[int], arrays: Sequence[np.ndarray | None], turns: Sequence[int]
+    ) -> list[Tensor]:
+        """The channels of a modality (samples, channels, height, width), and that which says who has it where it is told."""
         # What the model is built for: an episode may well consist of odd images only.
-        height, width, channels = self.shards.index.shape(0)
-        expected = (self.size or height, self.size or width, self.channels or channels)
+        height, width, _ = self.shards.index.shape(0)
+        channels = self.shards.index.channels(modality)
+        if modality == IMAGE and self.channels is not None:
+            channels = self.channels
+        expected = (self.size or height, self.size or width, channels)
+        dtype = next((array.dtype for array in arrays if array is not None), np.dtype(np.uint8))
+        images = [
+            np.zeros(expected, dtype) if array is None else self._image(modality, row, array, n)
+            for row, array, n in zip(rows, arrays, turns, strict=True)
+        ]
         for image, row in zip(images, rows, strict=True):
             if image.shape != expected:
                 raise InputError(
@@ -89,7 +129,10 @@ class Reader(NamedTuple):
         if pixels.dtype != np.uint8:  # torch has neither all types nor byte orders
             pixels = pixels.astype(np.float32)
         inputs = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float().div_(white)
-        return 1 - inputs if self.invert else inputs
+        if modality == IMAGE:
+            return [1 - inputs if self.invert else inputs]
+        there = torch.tensor([float(array is not None) for array in arrays])
+        return [inputs, there[:, None, None, None].expand(-1, 1, *inputs.shape[2:])] if self.told else [inputs]
 
     def _mask(self, row: int, way: int, draw: Draw) -> np.ndarray:
         """The pixels' classes (height, width) int64 of a sample that was drawn for its class `way`."""
@@ -134,10 +177,10 @@ class Reader(NamedTuple):
         targets[: len(told), :4], targets[: len(told), 4] = found[told, :4], codes[told]
         return targets
 
-    def _image(self, row: int, image: np.ndarray, turns: int) -> np.ndarray:
+    def _image(self, modality: str, row: int, image: np.ndarray, turns: int) -> np.ndarray:
         if self.size is not None and image.shape[:2] != (self.size, self.size):
             image = resize(image, self.size)
-        if self.channels is not None:
+        if modality == IMAGE and self.channels is not None:
             image = with_channels(
                 image, self.channels, f"{self.shards.index.root}: sample {self.shards.index.key(row)!r}"
             )

@@ -23,14 +23,14 @@ from pipeline.data.folder import ShardInfo
 from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, fingerprint
 from pipeline.data.pairs import TABLE as PAIRS
 from pipeline.data.pairs import table_of
-from pipeline.data.scan import MEMBER_FIELDS, SCHEMA, Scan
+from pipeline.data.scan import MEMBER_FIELDS, Plane, Scan, schema
 from pipeline.data.source import Pair
 from pipeline.data.splits import Splits, check
 from pipeline.errors import InputError
 
 
 class Fragment(NamedTuple):
-    """What is known of one tar: its rows in the tar's order (see `scan.SCHEMA`)."""
+    """What is known of one tar: its rows in the tar's order (see `scan.schema`), and what it holds besides images."""
 
     shard: ShardInfo
     table: pa.Table
@@ -39,6 +39,7 @@ class Fragment(NamedTuple):
     class_field: str
     modified_ns: int
     ignored: Mapping[str, int]
+    planes: Mapping[str, Plane | None] = {}
 
 
 def fragment_path(root: Path, shard: str) -> Path:
@@ -52,7 +53,9 @@ def fragment_of(shard: str, scanned: Scan, *, class_field: str, modified_ns: int
     """What a scan says of a tar that holds samples; `modified_ns` is the file's time of change."""
     assert scanned.store and scanned.dtype
     info = ShardInfo(shard, scanned.bytes, scanned.table.num_rows, scanned.sha256)
-    return Fragment(info, scanned.table, scanned.store, scanned.dtype, class_field, modified_ns, scanned.ignored)
+    return Fragment(
+        info, scanned.table, scanned.store, scanned.dtype, class_field, modified_ns, scanned.ignored, scanned.planes
+    )
 
 
 def write_fragment(root: Path, fragment: Fragment) -> None:
@@ -70,9 +73,10 @@ def read_fragment(root: Path, shard: str) -> Fragment | None:
         with pa.memory_map(str(fragment_path(root, shard))) as file:
             table = pa.ipc.open_file(file).read_all()
         meta = json.loads(table.schema.metadata[b"fragment"])
-        if meta.pop("format") != FORMAT or not table.schema.equals(SCHEMA):
+        planes = {name: told and Plane(*told) for name, told in meta.pop("planes", {}).items()}
+        if meta.pop("format") != FORMAT or not table.schema.equals(schema(tuple(planes))):
             return None
-        fragment = Fragment(table=table, **{**meta, "shard": ShardInfo(**meta["shard"])})
+        fragment = Fragment(table=table, **{**meta, "shard": ShardInfo(**meta["shard"]), "planes": planes})
         return fragment if (fragment.shard.name, fragment.shard.samples) == (shard, table.num_rows) else None
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
         return None
@@ -96,6 +100,16 @@ def _faults(fragments: Sequence[Fragment], table: pa.Table, shard_of: np.ndarray
                 f"{other.shard.name}: raw images are {_kind(other)}, those of {first.shard.name} {_kind(first)}; "
                 "they must be of one size: pack with --size, or with --store encoded"
             )
+    for modality in first.planes:
+        told = {found: other.shard.name for other in fragments if (found := other.planes[modality])}
+        if len(told) > 1:
+            (one, at), (two, elsewhere) = list(told.items())[:2]
+            faults.append(
+                f"{elsewhere}: its {modality} is {two.channels} channels of {two.dtype}, that of {at} {one.channels} of "
+                f"{one.dtype}; make them alike"
+            )
+        if not told:
+            faults.append(f"no sample has a member {modality!r}, as KEY.{modality}.png; leave it out of --modalities")
     keys = table["key"]
     for place in np.flatnonzero(np.asarray(pc.equal(keys[1:], keys[:-1]))).tolist():
         one, two = sorted(fragments[shard_of[place + i]].shard.name for i in (0, 1))
@@ -125,8 +139,10 @@ def merge(
     names = sorted(pc.unique(table["label"]).to_pylist())
     check(splits, names, str(root))
     class_of = np.asarray(pc.index_in(table["label"], value_set=pa.array(names, pa.large_string())))
-    roles = [role for role in ROLES if pc.any(pc.greater_equal(table[f"{role}_offset"], 0)).as_py()]
-    absent = [f"{role}_{part}" for role in ROLES if role not in roles for part in MEMBER_FIELDS]
+    planes = {name: next(found for f in fragments if (found := f.planes[name])) for name in fragments[0].planes}
+    every = (*ROLES, *planes)
+    roles = [role for role in every if pc.any(pc.greater_equal(table[f"{role}_offset"], 0)).as_py()]
+    absent = [f"{role}_{part}" for role in every if role not in roles for part in MEMBER_FIELDS]
     if not pc.any(pc.greater(table["picture"], 0)).as_py():
         absent.append("picture")
     samples = table.drop_columns(["label", *absent])
@@ -149,6 +165,7 @@ def merge(
         "roles": roles,
         "splits": list(splits),
         "origin": dict(origin),
+        **({"modalities": {name: plane._asdict() for name, plane in planes.items()}} if planes else {}),
         "ignored": sum((Counter(fragment.ignored) for fragment in fragments), Counter()),
         "files": files,
         "shards": [asdict(shard) for shard in shards],

@@ -36,7 +36,7 @@ def moments(reader: Reader, split: str) -> Moments:
     count, first, second = 0, np.zeros(1), np.zeros(1)
     for part in np.array_split(rows, -(-len(rows) // BATCH)):
         reader.shards.bring(part.tolist())
-        pixels = reader.inputs(part, map(reader.shards.image, part.tolist()), repeat(0, len(part))).double()
+        pixels = reader.inputs(part, map(reader.stored, part.tolist()), repeat(0, len(part))).double()
         count += pixels[:, 0].numel()
         first = first + pixels.sum((0, 2, 3)).numpy()
         second = second + pixels.square().sum((0, 2, 3)).numpy()

@@ -16,6 +16,7 @@ from webdataset.writer import TarWriter
 
 from pipeline.data.boxes import scaled, sound
 from pipeline.data.images import decode, encode_png, resize, resize_mask, with_channels
+from pipeline.data.modalities import member
 from pipeline.data.scan import META
 from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
@@ -97,6 +98,10 @@ def members(sample: Sample, *, store: str, size: int | None, channels: int | Non
                 f"{what}: its mask is {mask.shape} (height, width), its image {stored.shape[:2]}; make them equal"
             )
         made["mask.png"] = encode_png(mask if mask.shape == array.shape[:2] else resize_mask(mask, array.shape[0]))
+    height, width = stored.shape[:2]
+    for modality, give in sample.planes.items():
+        extension, data = member(modality, give(), (height, width), store=store, size=size, what=what)
+        made[extension] = data
     return made
 
 
@@ -134,7 +139,7 @@ def identity(shards: Sequence[Sequence[Sample]], settings: Mapping[str, object])
     for samples in shards:
         digest.update(b"\0shard")
         for sample in samples:
-            digest.update(f"\0{sample.key}\0{sample.label}".encode())
+            digest.update("\0".join(["", sample.key, sample.label, *sample.planes]).encode())
     return digest.hexdigest()
 
 

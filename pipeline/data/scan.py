@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from pipeline.data import images
+from pipeline.data import images, modalities, npy
 from pipeline.data.index import ROLES
+from pipeline.data.modalities import IMAGE, KINDS
 from pipeline.data.remote import RemoteFile
 from pipeline.data.tar import Member, Walk
 from pipeline.errors import InputError
@@ -23,31 +23,31 @@ PICKLES = frozenset("pkl pickle pyd pyc pt pth ckpt joblib dill cpkl".split())
 """Extensions that readers answer by running code from the file."""
 
 MEMBER_FIELDS = {"offset": pa.int64(), "size": pa.int32(), "crc": pa.uint32()}
-SCHEMA = pa.schema(
-    [
-        ("key", pa.large_string()),
-        ("label", pa.large_string()),
-        ("picture", pa.uint32()),
-        *((axis, pa.int32()) for axis in ("height", "width", "channels")),
-        *((f"{role}_{part}", kind) for role in ROLES for part, kind in MEMBER_FIELDS.items()),
-    ]
-)
-"""One row per sample of a tar, in the tar's order; offset -1 where it has no such member, picture 0 where its JSON names none."""
+
+
+def schema(modalities: Sequence[str] = ()) -> pa.Schema:
+    """One row per sample of a tar, in its order; offset -1 where it has no such member, picture 0 where its JSON names none."""
+    return pa.schema(
+        [
+            ("key", pa.large_string()),
+            ("label", pa.large_string()),
+            ("picture", pa.uint32()),
+            *((axis, pa.int32()) for axis in ("height", "width", "channels")),
+            *((f"{role}_{part}", kind) for role in (*ROLES, *modalities) for part, kind in MEMBER_FIELDS.items()),
+        ]
+    )
+
 
 _ABSENT = (-1, 0, 0)
 _LARGEST = 2**31 - 1
 _NAME = re.compile(r"((?:.*/|)[^./][^.]*)\.([^/]+)")
-_NPY = re.compile(
-    r"\{\s*'descr':\s*'(?P<descr>[<>|=][buif]\d\d?)',\s*'fortran_order':\s*(?P<fortran>True|False),"
-    r"\s*'shape':\s*\((?P<shape>[\d, ]{1,80})\),?\s*\}\s*",
-    re.ASCII,
-)
 META = re.compile(r"__[^/]*__($|/)")
 """Names that WebDataset readers take for notes about the tar, not samples."""
 
 
 class Scan(NamedTuple):
-    """A scanned tar: `store` and `dtype` are None if it has no sound sample; `ignored` counts members by extension."""
+    """A scanned tar: `store` and `dtype` are None if it has no sound sample; `ignored` counts members by extension. `planes` are
+    the channels and type of each modality that was asked for, None where no sample has it."""
 
     table: pa.Table
     faults: list[str]
@@ -56,6 +56,14 @@ class Scan(NamedTuple):
     store: str | None
     dtype: str | None
     ignored: dict[str, int]
+    planes: dict[str, Plane | None]
+
+
+class Plane(NamedTuple):
+    """What all members of a modality are: channels, and numbers of a type as NumPy writes it."""
+
+    channels: int
+    dtype: str
 
 
 class _Picture(NamedTuple):
@@ -64,10 +72,11 @@ class _Picture(NamedTuple):
     shape: tuple[int, int, int]
 
 
-def scan(path: Path | RemoteFile, *, class_field: str) -> Scan:
+def scan(path: Path | RemoteFile, *, class_field: str, modalities: Sequence[str] = ()) -> Scan:
     """Walk a tar, check every member and decode every image. A sample's class is what its member of the extension
-    `class_field` says, else its JSON's field of that name, else its `cls` member. Raises `InputError` if unreadable."""
-    scanner = _Scanner(path.name, class_field)
+    `class_field` says, else its JSON's field of that name, else its `cls` member. `modalities` are looked for besides the image.
+    Raises `InputError` if unreadable."""
+    scanner = _Scanner(path.name, class_field, modalities)
     walk = Walk(path, scanner.wanted)
     try:
         for member in walk:
@@ -75,20 +84,22 @@ def scan(path: Path | RemoteFile, *, class_field: str) -> Scan:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give a readable tar") from None
     scanner.finish()
-    columns = list(zip(*scanner.rows, strict=True)) or [[] for _ in SCHEMA]
-    table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+    form = schema(modalities)
+    columns = list(zip(*scanner.rows, strict=True)) or [[] for _ in form]
+    table = pa.table([pa.array(c, t) for c, t in zip(columns, form.types, strict=True)], schema=form)
     picture = scanner.first[1] if scanner.first else None
     return Scan(
         table, walk.faults + scanner.faults, walk.size, walk.sha256,
-        picture.store if picture else None, picture.dtype if picture else None, dict(scanner.ignored),
+        picture.store if picture else None, picture.dtype if picture else None, dict(scanner.ignored), scanner.planes,
     )  # fmt: skip
 
 
 class _Scanner:
     """Gathers members into samples."""
 
-    def __init__(self, shard: str, class_field: str):
-        self.shard, self.class_field = shard, class_field
+    def __init__(self, shard: str, class_field: str, modalities: Sequence[str]):
+        self.shard, self.class_field, self.modalities = shard, class_field, modalities
+        self.planes: dict[str, Plane | None] = dict.fromkeys(modalities)
         self.rows: list[tuple] = []
         self.ignored: Counter[str] = Counter()
         self.first: tuple[str, _Picture] | None = None
@@ -104,7 +115,7 @@ class _Scanner:
         if match is None:
             return False
         extension = match[2].lower()
-        return role_of(extension) is not None or extension in (self.class_field, "cls")
+        return role_of(extension, self.modalities) is not None or extension in (self.class_field, "cls")
 
     def add(self, member: Member) -> None:
         """Take the next member."""
@@ -141,7 +152,7 @@ class _Scanner:
         roles: dict[str, Member] = {}
         try:
             for extension, member in self._parts.items():
-                role = role_of(extension)
+                role = role_of(extension, self.modalities)
                 if role in roles:
                     raise InputError(f"has two {role} members, {roles[role].name!r} and {member.name!r}")
                 if role:
@@ -173,11 +184,30 @@ class _Scanner:
                 f"is {picture.shape} {picture.dtype}, {first_key!r} is {first.shape} {first.dtype}; "
                 "raw images must be of one size: pack with --size, or with --store encoded"
             )
-        members = [(m.offset, m.size, zlib.crc32(m.data)) if (m := roles.get(r)) else _ABSENT for r in ROLES]
+        for modality in self.modalities:
+            if modality in roles:
+                self._plane(modality, roles[modality], picture)
+        wanted = (*ROLES, *self.modalities)
+        members = [(m.offset, m.size, zlib.crc32(m.data)) if (m := roles.get(r)) else _ABSENT for r in wanted]
         shown = zlib.crc32(str(fields["picture"]).encode()) or 1 if "picture" in fields else 0
         self.rows.append(
             (self._key, label, shown, *picture.shape, *(number for member in members for number in member))
         )
+
+    def _plane(self, modality: str, member: Member, picture: _Picture) -> None:
+        """Take note of what a member of a modality is, which all samples have alike."""
+        array = modalities.decoded(member.data, repr(member.name))
+        if array.shape[:2] != picture.shape[:2]:
+            raise InputError(
+                f"has a {modality} of {array.shape[:2]} (height, width) for an image of {picture.shape[:2]}; make them equal"
+            )
+        found = Plane(array.shape[2], array.dtype.str)
+        first = self.planes[modality] = self.planes[modality] or found
+        if found != first:
+            raise InputError(
+                f"has a {modality} of {found.channels} channels of {found.dtype}, others of {first.channels} of {first.dtype}; "
+                "make them alike"
+            )
 
     def _label(self, roles: dict[str, Member], fields: dict) -> str:
         if member := self._parts.get(self.class_field):
@@ -205,10 +235,13 @@ class _Scanner:
         self._faults.append((key, f"{self.shard}: {what}"))
 
 
-def role_of(extension: str) -> str | None:
-    """What a member of this extension is in its sample: "image", "json" or "mask"."""
-    if extension in images.EXTENSIONS or extension == "npy":
-        return "image"
+def role_of(extension: str, modalities: Sequence[str] = ()) -> str | None:
+    """What a member of this extension is in its sample: "image", "json", "mask", or one of these modalities."""
+    if extension in KINDS:
+        return IMAGE
+    name, _, kind = extension.partition(".")
+    if kind in KINDS and (name in modalities or (modalities and name == IMAGE)):
+        return name
     return {"json": "json", "mask.png": "mask"}.get(extension)
 
 
@@ -216,27 +249,10 @@ def _picture(member: Member) -> _Picture:
     if not member.name.lower().endswith(".npy"):
         return _Picture("encoded", "|u1", images.decode(member.data, repr(member.name)).shape)
     try:
-        return _npy(member.data)
+        dtype, shape, _ = npy.header(member.data)
+        return _Picture("raw", dtype.str, shape)
     except (ValueError, TypeError) as error:
         raise InputError(f"{member.name!r} is no npy array of numbers: {error}") from None
-
-
-def _npy(data: bytes) -> _Picture:
-    """Read an npy header (NumPy enhancement proposal 1) by pattern, not as the Python expression it is."""
-    wide = data[6:7] != b"\1"
-    start = 12 if wide else 10
-    end = start + int.from_bytes(data[8:start], "little")
-    header = _NPY.fullmatch(data[start:end].decode("latin-1"))
-    if not data.startswith((b"\x93NUMPY\1\0", b"\x93NUMPY\2\0")) or header is None:
-        raise ValueError(f"its header is {data[:80]!r}")
-    dtype = np.dtype(header["descr"])
-    shape = tuple(int(length) for length in header["shape"].replace(",", " ").split())
-    if header["fortran"] == "True" or len(shape) not in (2, 3) or min(shape) < 1:
-        raise ValueError(f"shape {shape} is not (height, width, channels) in C order")
-    if end + math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"{len(data)} bytes do not fit shape {shape} of {dtype}")
-    height, width, channels = (*shape, 1)[:3]
-    return _Picture("raw", dtype.str, (height, width, channels))
 
 
 def _text(member: Member) -> str:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.data import modalities
 from pipeline.data.boxes import sound
 from pipeline.data.images import decode, decode_mask
 from pipeline.data.index import Index
+from pipeline.data.modalities import IMAGE
 from pipeline.data.remote import RemoteFile, bring
 from pipeline.data.root import Url
 from pipeline.errors import InputError
@@ -56,7 +58,7 @@ class Shards:
         return Shards, (self.index,)
 
     def read(self, row: int, role: str) -> bytes:
-        """The bytes of a sample's "image", "json" or "mask"; `InputError` if they are not those that were indexed."""
+        """The bytes of a sample's "json", "mask" or modality; `InputError` if they are not those that were indexed."""
         shard, offset, size, crc = self.index.locate(row, role)
         try:
             file = self._file(shard)  # held until the bytes are there: another thread may drop it meanwhile
@@ -81,6 +83,8 @@ class Shards:
             return
         wanted: dict[RemoteFile, set[int]] = defaultdict(set)
         for row, role in itertools.product(rows, roles):
+            if role in self.index.modalities and not self.index.has(row, role):
+                continue  # whoever reads it decides whether that is an error
             shard, offset, size, _ = self.index.locate(row, role)
             if isinstance(file := self._file(shard), RemoteFile):
                 wanted[file].update(file.absent(offset, size))
@@ -90,6 +94,12 @@ class Shards:
     def image(self, row: int) -> np.ndarray:
         """The (height, width, channels) image of a sample; raw: a read-only view of what was read, as stored."""
         return self.decoded(row, self.read(row, "image"))
+
+    def plane(self, row: int, modality: str) -> np.ndarray:
+        """The (height, width, channels) array of a sample's modality; `InputError` if it has none."""
+        if modality == IMAGE:
+            return self.image(row)
+        return modalities.decoded(self.read(row, modality), self._what(row, modality))
 
     def mask(self, row: int, own: str) -> tuple[np.ndarray, list[str]]:
         """The (height, width) uint8 mask of a sample, and the classes that its values mean from 1 on; 0 is no class of the data

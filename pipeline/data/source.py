@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -21,7 +21,8 @@ class Sample:
     `image` gives an encoded file's bytes, of the kind `extension` ("png" or "jpg") says, or a
     (height, width, channels) array; `mask` gives (height, width) uint8: 0 for no class, 255 for what is not to be looked at,
     else the place, from 1 on, in `classes` of the meta, where that is missing 1 for the label. `meta` gives what is added
-    to the sample's JSON; samples that show one picture name it there as `picture`, so that no episode draws it twice.
+    to the sample's JSON; samples that show one picture name it there as `picture`, so that no episode draws it twice. `planes`
+    give, by modality, what was seen of the same besides the image: an encoded file's bytes or an array, of its height and width.
     """
 
     key: str
@@ -30,6 +31,7 @@ class Sample:
     extension: str = "png"
     mask: Callable[[], np.ndarray] | None = None
     meta: Callable[[], Mapping] = dict
+    planes: Mapping[str, Callable[[], bytes | np.ndarray]] = field(default_factory=dict)
 
 
 class Pair(NamedTuple):

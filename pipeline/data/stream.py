@@ -175,7 +175,7 @@ class StreamReader:
         _, *columns = zip(*draw, strict=True)
         rows, turns, labels = (np.concatenate(column) for column in columns)
         images = (
-            self.reader.shards.decoded(row, self._held(piece.window)[row])
+            (self.reader.shards.decoded(row, self._held(piece.window)[row]),)
             for piece in draw
             for row in piece.rows.tolist()
         )
@@ -218,7 +218,7 @@ class StreamReader:
                     "bring the old file back or make it again with metashard index"
                 )
             if labels[row] >= 0:
-                parts = {role_of(extension): data for extension, data in sample.items()}
+                parts = {role_of(extension, index.modalities[1:]): data for extension, data in sample.items()}
                 # The class comes from the index: what it was read from must not have changed.
                 for role in ("image", "json"):
                     if index.has(row, role):

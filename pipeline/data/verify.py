@@ -52,7 +52,7 @@ def shard_faults(index: Index, number: int) -> list[str]:
     """A line for everything wrong with one shard: the tar, what it should hold, and every image in it."""
     shard = index.shards[number]
     try:
-        scanned = scan(index.path(number), class_field=index.manifest["class_field"])
+        scanned = scan(index.path(number), class_field=index.manifest["class_field"], modalities=index.modalities[1:])
     except InputError as error:
         return [str(error)]
     if (scanned.sha256, scanned.bytes) == (shard.sha256, shard.bytes):

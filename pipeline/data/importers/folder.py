@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 
@@ -13,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.images import EXTENSIONS, decode
+from pipeline.data.modalities import kind_of
 from pipeline.data.source import Sample, Source, keys_of
 from pipeline.errors import InputError
 
@@ -21,16 +24,19 @@ _ZIP_ERRORS = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError)
 _KEPT = {"png": "png", "jpg": "jpg", "jpeg": "jpg"}
 
 
-def folder(path: str | Path) -> Source:
+def folder(path: str | Path, *, modalities: Sequence[str] = ()) -> Source:
     """The data set in a folder or zip of class folders; a nested folder's class is its relative path, as `birds/wren`.
 
     If the topmost folders are train, val and test (or some of them), they are its splits and not part of class names; neither is
     a last folder that all classes have alike, as `images` of tiny-ImageNet's `CLASS/images/NAME.JPEG`.
-    Hidden files and files that are no images are left out. Raises `InputError` for an absent or unreadable path, an
-    image outside every class folder, and a kind of image that cannot be read.
+    Hidden files and files that are no images are left out. With `modalities` the files `NAME.depth.png` or `NAME.depth.npy` are
+    the depth of the image `NAME`, and so on; how many images have none is in the source's notes. Raises `InputError` for an
+    absent or unreadable path, an image outside every class folder, a kind of image that cannot be read, and a modality without
+    its image or twice.
     """
     path = Path(path)
-    names, read = images_of(path)
+    stored, read = images_of(path, modalities)
+    names, planes = _apart(stored, modalities, path)
     tops = {shown.split("/")[0] for shown in names}
     has_splits = bool(tops) and tops.issubset(SPLIT_FOLDERS) and all(shown.count("/") > 1 for shown in names)
     samples, splits = [], {}
@@ -40,9 +46,39 @@ def folder(path: str | Path) -> Source:
         if has_splits:
             split, label = label.split("/", 1)
             splits.setdefault(split, {})[label] = None
-        samples.append(sample(key, label, partial(read, name), shown))
+        made = sample(key, label, partial(read, name), shown)
+        seen = {modality: partial(read, at) for modality, at in planes.get(_stem(shown), {}).items()}
+        samples.append(replace(made, planes=seen) if seen else made)
     ordered = {split: list(splits[split]) for split in SPLIT_FOLDERS if split in splits}
-    return Source(path.stem, samples, ordered)
+    lacking = {modality: sum(modality not in sample.planes for sample in samples) for modality in modalities}
+    notes = [f"{count} images have no {modality}" for modality, count in lacking.items() if count]
+    return Source(path.stem, samples, ordered, tuple(notes))
+
+
+def _apart(
+    names: dict[str, str], modalities: Sequence[str], path: Path
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """Images as `images_of` gives them, and by their path without extension what there is of other modalities."""
+    if not modalities:
+        return names, {}
+    images: dict[str, str] = {}
+    planes: dict[str, dict[str, str]] = {}
+    for shown, name in names.items():
+        if (found := kind_of(shown, modalities)) is None:
+            images[shown] = name
+        elif planes.setdefault(found[0], {}).setdefault(found[1], name) != name:
+            raise InputError(f"{path}: {found[0]!r} has two files of {found[1]}; remove one")
+    users = Counter(_stem(shown) for shown in images)
+    for stem, seen in planes.items():
+        if users[stem] != 1:
+            raise InputError(
+                f"{path}: {stem!r} has {next(iter(seen))} and {users[stem] or 'no'} images, where one has it; mend the names"
+            )
+    return images, planes
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _class_names(places: Set[str], *, within: int) -> dict[str, str]:
@@ -52,8 +88,9 @@ def _class_names(places: Set[str], *, within: int) -> dict[str, str]:
     return {place: place.rpartition("/")[0] if is_alike else place for place in places}
 
 
-def images_of(path: Path) -> tuple[dict[str, str], partial[bytes]]:
-    """The images of a folder or zip of class folders, by `class/file` the name by which what comes second reads them.
+def images_of(path: Path, modalities: Sequence[str] = ()) -> tuple[dict[str, str], partial[bytes]]:
+    """The images of a folder or zip of class folders, by `class/file` the name by which what comes second reads them; the npy
+    files of modalities, as `class/file.depth.npy`, count among them.
 
     Raises `InputError` as `folder`.
     """
@@ -63,7 +100,7 @@ def images_of(path: Path) -> tuple[dict[str, str], partial[bytes]]:
         stored, read = zip_names(path), partial(read_zip, str(path))
     else:
         raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
-    stored = sorted(name for name in stored if _is_image(name, path))
+    stored = sorted(name for name in stored if kind_of(name, modalities) is not None or _is_image(name, path))
     names = dict(zip(stored if path.is_dir() else _without_top(stored), stored, strict=True))
     for shown in names:
         if "/" not in shown:
