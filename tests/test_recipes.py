@@ -1,6 +1,7 @@
 """Every config that is shipped trains for two meta-steps on the data that it names."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 FOLD = CONFIGS / "segmentation" / "coco20i-fold0"
 PACKED = {
     "omniglot": {"layout": "omniglot", "size": 28},
+    "cifar_fs": {"layout": "folder", "size": 32, "channels": 3},
     "coco_mini": {"layout": "masks", "size": 96, "splits": FOLD},
 }
 """How the head of a config says that real data are packed, by its `data.root`; other tasks have theirs beside their tests."""
@@ -50,6 +52,19 @@ def test_on_embedded_data(path, glyphs_root, scenes_root, tmp_path):
     brief(path, root, tmp_path / "runs", *(FEW if is_fixed else ()))
 
 
+def source_of(name: str, place: Path) -> Path:
+    """Where the images of a data set are; those of CIFAR-FS are two zips, a split each, which are unpacked into `place`."""
+    stored = REAL / {"cifar_fs": "cifar_fs_trainval"}.get(name, name)
+    if not stored.exists():
+        pytest.skip(f"{name} is not at {stored}; the product never downloads it")
+    if name != "cifar_fs":
+        return stored
+    for split in ("train", "val"):
+        with zipfile.ZipFile(stored / f"meta_{split}.zip") as whole:
+            whole.extractall(place / split)
+    return place
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """A real data set as its configs want it packed, once."""
@@ -60,8 +75,7 @@ def packed(tmp_path_factory):
             made[name] = prepare.pack("-", tmp_path_factory.mktemp(name) / "data", layout=name, size=28).root
         if name in made:
             return made[name]
-        if not (source := REAL / name).exists():
-            pytest.skip(f"{name} is not at {source}; the product never downloads it")
+        source = source_of(name, tmp_path_factory.mktemp(name))
         made[name] = tmp_path_factory.mktemp(name) / "data"
         prepare.pack(str(source), made[name], **PACKED[name])
         return made[name]
