@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations
@@ -37,13 +38,15 @@ def indexes(config: RunConfig, first: Index) -> list[Index]:
 
 
 def names(found: Sequence[Index]) -> list[str]:
-    """What each of several data sets is called: its name, with its folder where two have the same."""
+    """What each of several data sets is called: its name, with its folder where two have the same; without what MLflow and file
+    systems do not take."""
     often = Counter(index.name for index in found)
     folders = [str(index.root).rstrip("/").rpartition("/")[2] for index in found]
-    return [
-        index.name if often[index.name] == 1 else f"{index.name}@{folder}"
+    labels = [
+        index.name if often[index.name] == 1 else f"{index.name}.{folder}"
         for index, folder in zip(found, folders, strict=True)
     ]
+    return [re.sub(r"[^\w.-]", "_", label) for label in labels]
 
 
 def fingerprints(config: RunConfig, first: Index) -> dict[str, str]:

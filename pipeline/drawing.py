@@ -131,7 +131,9 @@ def _episode(untrained: Untrained, measured: Measured, place: str, number: int, 
     title = f"{place} of {measured.title}: number {number}, {headline} {100 * value:.1f} %"
     # Of several modalities the first is shown.
     first = index.channels(config.data.modalities[0])
-    support, query = (Part(side.inputs[:, :first].numpy(), side.targets.numpy()) for side in (plain.support, plain.query))
+    support, query = (
+        Part(side.inputs[:, :first].numpy(), side.targets.numpy()) for side in (plain.support, plain.query)
+    )
     match learner.task:
         case Segmentation():
             paint, answers = segmentation_picture, [m.predictions.argmax(1) for m in moments]

@@ -191,12 +191,21 @@ def test_what_a_mixture_has_not_is_refused(glyphs_root, noisy, tmp_path, section
         build.drawn(mixed(glyphs_root, tmp_path, noisy, **sections), Index.open(glyphs_root))
 
 
-def test_flipped_characters_are_refused_wherever_they_are(glyphs_root, noisy, tmp_path):
-    config = mixed(noisy.root, tmp_path, Index.open(glyphs_root), data={"augment": {"flip": True}})
-    assert build.training_place(config, noisy, torch.device("cpu"))
+def test_flipped_characters_are_refused_wherever_they_are(glyphs_root, noisy, tmp_path, monkeypatch):
     characters = Index.open(glyphs_root)
-    characters.name = "glyphs"
-    assert names([characters, noisy]) == ["glyphs", "noisy"]
+    config = mixed(noisy.root, tmp_path, characters, data={"augment": {"flip": True}})
+    assert build.training_place(config, noisy, torch.device("cpu"))
+    monkeypatch.setattr(build, "CHARACTERS", (characters.name,))
+    with pytest.raises(InputError, match=f"data.augment.flip = true: {characters.name} are characters"):
+        build.training_place(config, noisy, torch.device("cpu"))
+
+
+def test_data_sets_are_called_by_their_names_and_where_two_are_alike_by_their_folders(glyphs_root, noisy):
+    one, two = Index.open(glyphs_root), Index.open(noisy.root)
+    one.name = "my birds/2"
+    assert names([one, two]) == ["my_birds_2", "noisy"]
+    one.name = two.name
+    assert names([one, two]) == ["noisy.data", "noisy.noisy-packed"]
 
 
 def test_the_hash_of_every_data_set_is_told(glyphs_root, noisy, tmp_path):

@@ -26,6 +26,8 @@ def remedies(config, reports) -> dict[str, str]:
 def test_a_node_tells_its_versions_and_its_data(config):
     said = look("n1", [config.data.root])
     assert said.versions.keys() == VERSIONS.keys() and len(said.data) == 64 and not said.data_fault
+    twice = look("n1", [config.data.root] * 2)
+    assert twice.data == f"{said.data}+{said.data}" and not twice.data_fault
 
 
 def test_a_node_without_data_says_so(tmp_path):
