@@ -26,7 +26,7 @@ from pipeline.embed import embed
 from pipeline.engine import Engine, Plan
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner, Mode
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 VALUES, CONFIG = "encoder.safetensors", "run.yaml"
 

@@ -13,7 +13,7 @@ from pipeline.judging import Score, score
 from pipeline.learners.learner import Mode
 
 if TYPE_CHECKING:
-    from pipeline.schema import RunConfig
+    from pipeline.schema.run import RunConfig
 
 
 def measured(subject: Subject, files: Files, split: str, episodes: int, mode: Mode) -> Score:

@@ -36,36 +36,32 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.supervised import SupervisedLearner
 from pipeline.models.heads import CosineLinear
 from pipeline.models.network import Network
-from pipeline.schema import (
-    AdamConfig,
-    ConstantConfig,
-    CosineConfig,
+from pipeline.schema.gradient import (
     CosineHeadConfig,
-    CosineLearnerConfig,
-    DetectionConfig,
-    EmbeddingConfig,
-    FilmConfig,
     FreshConfig,
     GradientConfig,
     HeadConfig,
-    LeoConfig,
     LinearHeadConfig,
+    ProcedureConfig,
+    PrototypesConfig,
+    SgdConfig,
+)
+from pipeline.schema.learner import (
+    CosineLearnerConfig,
+    EmbeddingConfig,
+    FilmConfig,
+    LeoConfig,
     LogisticConfig,
     MatchingConfig,
     MetaNetConfig,
-    MomentumConfig,
-    ProcedureConfig,
     PrototypeConfig,
-    PrototypesConfig,
     RelationConfig,
     RidgeConfig,
-    RunConfig,
-    SegmentationConfig,
-    SgdConfig,
-    StepConfig,
     SupervisedConfig,
     SvmConfig,
 )
+from pipeline.schema.run import AdamConfig, ConstantConfig, CosineConfig, MomentumConfig, RunConfig, StepConfig
+from pipeline.schema.task import DetectionConfig, SegmentationConfig
 from pipeline.tasks.task import Task
 
 CHARACTERS = ("glyphs", "scenes", "omniglot")

@@ -12,12 +12,8 @@ from pipeline.learners.learner import Learner
 from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.models.conv4 import Conv4
 from pipeline.models.network import Network
-from pipeline.schema import (
-    FilmConfig,
-    LeoConfig,
-    MetaNetConfig,
-    RunConfig,
-)
+from pipeline.schema.learner import FilmConfig, LeoConfig, MetaNetConfig
+from pipeline.schema.run import RunConfig
 from pipeline.tasks.task import Task
 
 AmortisedConfig = FilmConfig | MetaNetConfig | LeoConfig

@@ -23,23 +23,22 @@ from pipeline.models.rnn import Rnn
 from pipeline.models.standard import Standard
 from pipeline.models.unet import Unet
 from pipeline.models.vit import Vit
-from pipeline.schema import (
+from pipeline.schema.data import NormaliseConfig
+from pipeline.schema.gradient import GradientConfig
+from pipeline.schema.model import (
     Conv4Config,
     DecoderConfig,
-    DetectionConfig,
     FeaturesConfig,
     FusedConfig,
-    GradientConfig,
-    NormaliseConfig,
     RenetConfig,
     ResNet12Config,
     RnnConfig,
-    RunConfig,
-    SegmentationConfig,
     TimmConfig,
     UnetConfig,
     VitConfig,
 )
+from pipeline.schema.run import RunConfig
+from pipeline.schema.task import DetectionConfig, SegmentationConfig
 
 Encoder = Conv4 | ResNet12 | Vit | Rnn | Foreign | Unet | Decoder | Renet | Features | LateFusion
 PixelModelConfig = UnetConfig | DecoderConfig | RenetConfig

@@ -13,10 +13,9 @@ from pipeline.learners.learned_rules import Curvature, MetaLstm, Mlp, Procedure
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.models.network import Network
 from pipeline.models.norm import Running
-from pipeline.schema import (
+from pipeline.schema.gradient import (
     ContextConfig,
     CurvatureConfig,
-    DecoderConfig,
     EstimateConfig,
     EvolutionConfig,
     EvolvedRuleConfig,
@@ -28,18 +27,17 @@ from pipeline.schema import (
     LinearHeadConfig,
     LstmConfig,
     MlpConfig,
-    ModelConfig,
     PerElementConfig,
     PerStepConfig,
     ProcedureConfig,
     PrototypesConfig,
     ReptileConfig,
-    ResNet12Config,
-    RunConfig,
     SgdConfig,
     UnrolledConfig,
     WarpConfig,
 )
+from pipeline.schema.model import DecoderConfig, ModelConfig, ResNet12Config
+from pipeline.schema.run import RunConfig
 from pipeline.tasks.task import Task
 
 

@@ -21,17 +21,10 @@ from pipeline.models.features import Features
 from pipeline.models.full_context import FullContext
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
-from pipeline.schema import (
-    Conv4Config,
-    CosineLearnerConfig,
-    CrossEntropyConfig,
-    DetectionConfig,
-    MatchingConfig,
-    PrototypeConfig,
-    RelationConfig,
-    RunConfig,
-    SegmentationConfig,
-)
+from pipeline.schema.learner import CosineLearnerConfig, MatchingConfig, PrototypeConfig, RelationConfig
+from pipeline.schema.model import Conv4Config
+from pipeline.schema.run import RunConfig
+from pipeline.schema.task import CrossEntropyConfig, DetectionConfig, SegmentationConfig
 from pipeline.tasks.task import Task
 
 MetricConfig = PrototypeConfig | CosineLearnerConfig | MatchingConfig | RelationConfig

@@ -11,7 +11,8 @@ from pipeline.data.index import Index
 from pipeline.data.mixture import seen
 from pipeline.data.root import Root
 from pipeline.errors import InputError
-from pipeline.schema import RunConfig, SupervisedConfig
+from pipeline.schema.learner import SupervisedConfig
+from pipeline.schema.run import RunConfig
 
 
 def roots(config: RunConfig) -> list[Root]:

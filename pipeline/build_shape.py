@@ -6,14 +6,9 @@ from typing import assert_never
 
 from pipeline.data.shapes import LongTailed, Shape, Shaping, Varied
 from pipeline.errors import InputError
-from pipeline.schema import (
-    ClassificationConfig,
-    FixedConfig,
-    LongTailedConfig,
-    RunConfig,
-    ShapeConfig,
-    VariedConfig,
-)
+from pipeline.schema.data import FixedConfig, LongTailedConfig, ShapeConfig, VariedConfig
+from pipeline.schema.run import RunConfig
+from pipeline.schema.task import ClassificationConfig
 
 
 def training_shape(config: RunConfig) -> Shaping:

@@ -6,40 +6,37 @@ from functools import partial
 from typing import assert_never
 
 from pipeline.errors import InputError
-from pipeline.schema import (
+from pipeline.schema.gradient import FreshConfig, GradientConfig, LearnedConfig, LinearHeadConfig
+from pipeline.schema.learner import (
+    CosineLearnerConfig,
+    MatchingConfig,
+    PrototypeConfig,
+    RelationConfig,
+    RidgeConfig,
+    SupervisedConfig,
+)
+from pipeline.schema.model import DecoderConfig, RenetConfig, UnetConfig
+from pipeline.schema.run import RunConfig
+from pipeline.schema.task import (
     ClassBalancedConfig,
     ClassificationConfig,
-    Config,
-    CosineLearnerConfig,
     CrossEntropyAndDiceConfig,
     CrossEntropyConfig,
     CrossEntropyOfAreasConfig,
-    DecoderConfig,
     DetectionConfig,
     DiceConfig,
     FocalConfig,
-    FreshConfig,
-    GradientConfig,
-    LearnedConfig,
-    LinearHeadConfig,
     LossConfig,
     MarginConfig,
-    MatchingConfig,
     PairSquaresConfig,
     PixelCrossEntropyConfig,
     PixelLossConfig,
-    PrototypeConfig,
-    RelationConfig,
-    RenetConfig,
-    RidgeConfig,
-    RunConfig,
     SegmentationConfig,
     SquaredErrorConfig,
-    SupervisedConfig,
-    UnetConfig,
     VerificationConfig,
     VerificationLossConfig,
 )
+from pipeline.schema.values import Config
 from pipeline.tasks import pair_losses, pixel_losses
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.detection import Detection

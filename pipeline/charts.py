@@ -28,7 +28,7 @@ from pipeline.pictures.curves import (
     roc_picture,
     scores_picture,
 )
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.tasks import roc
 from pipeline.tasks.classification import confusion
 from pipeline.tasks.detection import recall_curves

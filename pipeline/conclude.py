@@ -20,7 +20,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate import Evaluation, Subject
 from pipeline.judging import ranged, shown
 from pipeline.learners.learner import Mode
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
 from pipeline.spool import Spool
 

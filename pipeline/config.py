@@ -1,4 +1,4 @@
-"""How a config is read from YAML with overrides, checked, dumped and compared; `schema.py` says what may stand in it."""
+"""How a config is read from YAML with overrides, checked, dumped and compared; `schema/` says what may stand in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.faults import one_line, sentence, shown
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -23,7 +23,7 @@ from pipeline.data.root import Root
 from pipeline.data.source import Sample
 from pipeline.errors import InputError
 from pipeline.frozen import Frozen, frozen_encoder
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 BATCH = 128
 """Samples that are embedded at once."""

@@ -32,7 +32,7 @@ from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
 from pipeline.models.features import Features
 from pipeline.models.network import AS_THEY_ARE
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.shipment import Target, read_json
 from pipeline.side_by_side import on_all_threads
 from pipeline.start import started

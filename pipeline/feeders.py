@@ -13,7 +13,7 @@ from pipeline.episode import Episode
 from pipeline.errors import InputError
 
 if TYPE_CHECKING:
-    from pipeline.schema import RunConfig
+    from pipeline.schema.run import RunConfig
 
 
 class _Feeder:

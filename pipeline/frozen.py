@@ -16,7 +16,10 @@ from pipeline.data.modalities import IMAGE
 from pipeline.errors import InputError
 from pipeline.models.network import Network
 from pipeline.models.norm import Given, Running
-from pipeline.schema import ClassificationConfig, FeaturesConfig, FilmConfig, RunConfig, VerificationConfig
+from pipeline.schema.learner import FilmConfig
+from pipeline.schema.model import FeaturesConfig
+from pipeline.schema.run import RunConfig
+from pipeline.schema.task import ClassificationConfig, VerificationConfig
 from pipeline.start import begin
 
 

@@ -21,7 +21,8 @@ from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.frozen import Frozen, frozen_encoder
 from pipeline.models.heads import directions
-from pipeline.schema import PrototypeConfig, RunConfig
+from pipeline.schema.learner import PrototypeConfig
+from pipeline.schema.run import RunConfig
 from pipeline.start import checkpoint_of
 from pipeline.tasks import roc
 from pipeline.tasks.roc import Curve, Trials

@@ -20,7 +20,7 @@ from pipeline.engine import LOOP, Plan, Trial, measure, signature
 from pipeline.episode import Episode
 from pipeline.judging import Place
 from pipeline.learners.learner import Learner
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 
 def chosen(

@@ -18,7 +18,7 @@ from pipeline.build_mixture import roots
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 PACKAGES = ("torch", "ray", "metashard")
 _LOOK_LIMIT_S = 120

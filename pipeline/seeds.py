@@ -21,7 +21,7 @@ from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.evaluate import Subject
 from pipeline.learners.learner import Mode
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
 from pipeline.start import provenance
 from pipeline.tracking import SyncReport

@@ -19,7 +19,9 @@ from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.learners.learner import Learner
 from pipeline.models.standard import Standard
-from pipeline.schema import GradientConfig, LeoConfig, RunConfig
+from pipeline.schema.gradient import GradientConfig
+from pipeline.schema.learner import LeoConfig
+from pipeline.schema.run import RunConfig
 
 ENCODER, STATISTICS, STANDARD = "model.encoder.", "running.", "model.standard."
 BACKBONE = "backbone."

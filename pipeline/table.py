@@ -19,7 +19,7 @@ from pipeline.errors import InputError
 from pipeline.evaluate import Subject
 from pipeline.judging import ranged
 from pipeline.learners.learner import Mode
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.tracking import SyncReport
 
 NAME = "table"

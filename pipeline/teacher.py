@@ -12,7 +12,8 @@ from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.learners.distil import DistilledLearner
 from pipeline.learners.learner import Learner
-from pipeline.schema import RunConfig, SupervisedConfig, TeacherConfig
+from pipeline.schema.learner import SupervisedConfig
+from pipeline.schema.run import RunConfig, TeacherConfig
 from pipeline.start import checkpoint_of
 
 

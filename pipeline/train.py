@@ -33,7 +33,7 @@ from pipeline.distant import beside_driver
 from pipeline.errors import InputError, RunFailed
 from pipeline.lease import Lease
 from pipeline.loop import ASKED
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.session import connected
 from pipeline.start import provenance, started
 from pipeline.teacher import taught

@@ -32,7 +32,7 @@ from pipeline.judging import Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.notices import Notices
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.side_by_side import on_all_threads
 from pipeline.start import started
 from pipeline.teacher import taught

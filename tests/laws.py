@@ -16,7 +16,7 @@ from pipeline.config import dump
 from pipeline.engine import Engine, Plan
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.spool import history
 
 

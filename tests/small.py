@@ -40,7 +40,7 @@ from pipeline.models.norm import Normalise, Recorded, Running, by_batch
 from pipeline.models.relation import Relation
 from pipeline.models.rnn import Rnn
 from pipeline.models.vit import Vit
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.distilled import Distilled
 from pipeline.tasks.task import Task

@@ -29,7 +29,7 @@ from pipeline.learners.leo import LeoLearner, Terms
 from pipeline.learners.metric import ContextualMatchingLearner, MatchingLearner, PrototypeLearner, RelationLearner
 from pipeline.learners.rules import PerElement, PerStep, Sgd
 from pipeline.models.norm import GroupNorm, Norm
-from pipeline.schema import PrototypeConfig
+from pipeline.schema.learner import PrototypeConfig
 from pipeline.tasks import losses
 
 

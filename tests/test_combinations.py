@@ -14,17 +14,10 @@ from pipeline.config import flatten
 from pipeline.data.index import Index
 from pipeline.episode import Batch, Episode
 from pipeline.errors import InputError
-from pipeline.schema import (
-    Conv4Config,
-    EstimateConfig,
-    EvolvedRuleConfig,
-    HeadConfig,
-    InitialConfig,
-    LearnerConfig,
-    LossConfig,
-    ModelConfig,
-    RuleConfig,
-)
+from pipeline.schema.gradient import EstimateConfig, EvolvedRuleConfig, HeadConfig, InitialConfig, RuleConfig
+from pipeline.schema.learner import LearnerConfig
+from pipeline.schema.model import Conv4Config, ModelConfig
+from pipeline.schema.task import LossConfig
 
 TINY = {
     "conv4": {"width": 2, "downsample": "stride", "features": "mean"},

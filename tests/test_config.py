@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.config import FREE, differences, dump, fingerprint, flatten, load, parse
 from pipeline.errors import InputError
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs" / "train").rglob("*.yaml"))
 PLAIN = {

@@ -12,7 +12,7 @@ from pipeline.data.shards import Shards
 from pipeline.errors import InputError
 from pipeline.frozen import frozen_encoder
 from pipeline.learners.learner import Mode
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 
 BOTH = ["image", "depth"]
 VIT = {"kind": "vit", "width": 8, "depth": 1, "heads": 2, "patch": 8}

@@ -59,7 +59,7 @@ LAYERS = {
         "distant",
         "mirror",
     },
-    6: {"cli"},
+    6: {"cli", "cli_data", "cli_runs"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}

@@ -12,7 +12,7 @@ from small import small_config
 from pipeline import checkpoint
 from pipeline.config import dump
 from pipeline.errors import InputError
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.spool import history
 from pipeline.train import new_run, resumed_run
 

@@ -16,7 +16,7 @@ from small import small_config
 
 from pipeline import checkpoint
 from pipeline.config import dump
-from pipeline.schema import RunConfig
+from pipeline.schema.run import RunConfig
 from pipeline.spool import history
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,314 @@
+"""The verbs of runs: what each takes and how its result is told; their work lies in their own files."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.errors import InputError
+
+if TYPE_CHECKING:
+    from pipeline.data.root import Root
+    from pipeline.seeds import Summary
+
+app = typer.Typer()
+
+Runs = Annotated[Path, typer.Option("--runs", help="folder of the runs")]
+Workers = Annotated[int, typer.Option(help="Ray tasks; 1: this process")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as meta.steps=500", show_default=False)]
+
+
+@app.command(epilog="Example: metashard train configs/train/classification/glyphs.yaml meta.steps=500 workers.count=2")
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of a run", show_default=False)],
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="run to go on with: its id or folder")] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(help="id of the run: made, or gone on with if it was begun; METASHARD_RUN says the same"),
+    ] = None,
+    allow_change: Annotated[bool, typer.Option("--allow-change", help="go on with another config than before")] = False,
+    seeds: Annotated[
+        int | None, typer.Option(help="so many runs, of the config's seed and those after it; again: goes on")
+    ] = None,
+) -> None:
+    """Meta-train, keep the run in MLflow, evaluate on unseen classes."""
+    from pipeline import config as configs
+    from pipeline import seeds as several
+    from pipeline import train as verb
+    from pipeline.watch import watching
+
+    chosen = configs.load(config, overrides or [])
+    if seeds is not None:
+        if resume is not None or run is not None:
+            raise InputError(
+                f"--seeds {seeds} with --resume or --run: the same command with --seeds goes on; leave it out"
+            )
+        ended = several.train_all(chosen, seeds, watch=watching, tell=print)
+        if ended[-1].result:
+            _spread_told(several.of_runs(ended, chosen), chosen.runs, is_json=False)
+        raise typer.Exit(ended[-1].code)
+    if resume is not None and run is not None:
+        raise InputError(f"--resume {resume} with --run {run}: one of them")
+    name = "" if resume is not None else run or os.environ.get(verb.RUN_ENV, "")
+    if name:
+        folder = verb.found_run(chosen, name)
+    else:
+        folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
+    finished = verb.fit(chosen, resume=folder, name=name, allow_change=allow_change, watch=watching)
+    print(finished.text)
+    raise typer.Exit(finished.code)
+
+
+@app.command(epilog="Example: metashard evaluate glyphs-20260101-120000-ab12 --episodes 1000 --json")
+def evaluate(
+    targets: Annotated[
+        list[Path],
+        typer.Argument(
+            help="run id, run folder or checkpoint folder; several: of one config, each of its own seed, or with --table any"
+        ),
+    ],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="another packed data set, or its URL; of --table as often as there are columns, as DATA or DATA:SPLIT"
+        ),
+    ] = None,
+    table: Annotated[
+        bool,
+        typer.Option("--table", help="a table of runs by the data sets of --data, none of which a run was trained on"),
+    ] = False,
+    split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
+    episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every method")] = 600,
+    ways: Annotated[int | None, typer.Option(help="classes per episode; none of these three: as in the config")] = None,
+    shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
+    queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="fixed, varied or long_tailed ways and shots; none: as in the config")
+    ] = None,
+    test_steps: Annotated[
+        int | None, typer.Option(help="inner steps of a gradient learner; none: as configured")
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="judge the pairs that the data were packed with instead of episodes")
+    ] = False,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="of --pairs: features are means over an image and its mirror image")
+    ] = False,
+    workers: Workers = 1,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure a checkpoint on frozen episodes, inductively and transductively; of several seeds, how far they lie apart."""
+    import json as format
+
+    from pipeline import evaluate as verb
+    from pipeline import report, seeds
+    from pipeline.data.root import root_of
+    from pipeline.watch import counting
+
+    named = data or []
+    if len(named) > 1 and not table:
+        raise InputError(f"--data {named[1]}: a second data set is for --table; add that, or name one")
+    asked = _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
+    if table:
+        if pairs or not named:
+            raise InputError(
+                "--table measures episodes of the data sets that --data names; give --data, and leave --pairs out"
+            )
+        _table_told(targets, runs, named, split, asked, test_steps, episodes=episodes, workers=workers, is_json=json)
+        return
+    other = root_of(named[0]) if named else None
+    if mirror and not pairs:
+        raise InputError("--mirror is for --pairs; leave it out, or ask for pairs")
+    if pairs:
+        if len(targets) > 1 or asked or test_steps is not None:
+            raise InputError("--pairs judges one run, and knows no ways, shots, queries or inner steps; leave them out")
+        _pairs_told(verb.find(targets[0], runs), other, mirror=mirror, is_json=json)
+        return
+    if len(targets) > 1:
+        options = {"split": split, "episodes": episodes, "workers": workers}
+        with counting("evaluating", "runs") as progress:
+            summary = seeds.evaluate_all(
+                targets, runs, data=other, asked=asked, test_steps=test_steps, progress=progress, **options
+            )
+        _spread_told(summary, runs, is_json=json)
+        return
+    path = verb.find(targets[0], runs)
+    subject = verb.subject_of(path, data=other, asked=asked, test_steps=test_steps)
+    if other is None:
+        by_data = verb.by_data(subject, split=split, episodes=episodes, workers=workers)
+    else:
+        by_data = {"": verb.evaluate(subject, split=split, episodes=episodes, workers=workers)}
+    names = list(by_data) if len(by_data) > 1 else [""]
+    told = {name: found.as_json() for name, found in zip(names, by_data.values(), strict=True)}
+    for name, found in zip(names, by_data.values(), strict=True) if other is None else ():
+        verb.keep(found, path, name)
+    if json:
+        print(format.dumps(told.get("", told), indent=1))
+    else:
+        report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
+
+
+@app.command(
+    epilog="Example: metashard compare glyphs-20260101-120000-ab12 glyphs-20260102-120000-cd34 --episodes 1000"
+)
+def compare(
+    targets: Annotated[
+        list[Path], typer.Argument(help="run ids, run folders or checkpoint folders; the first is the reference")
+    ],
+    split: Annotated[str, typer.Option(help="the split to draw from")] = "test",
+    episodes: Annotated[int, typer.Option(help="frozen episodes; the same ones for every run")] = 600,
+    mode: Annotated[str, typer.Option(help="inductive, transductive or both")] = "inductive",
+    ways: Annotated[
+        int | None, typer.Option(help="classes per episode; none of these three: as in the configs")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="support samples per class")] = None,
+    queries: Annotated[int | None, typer.Option(help="query samples per class")] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="fixed, varied or long_tailed ways and shots; none: as in the config")
+    ] = None,
+    workers: Workers = 1,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of a table")] = False,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Measure runs on the same frozen episodes, with the 95 % interval of their paired differences."""
+    import json as format
+
+    from pipeline import compare as verb
+    from pipeline import report
+    from pipeline.watch import counting
+
+    modes = verb.modes_of(mode)
+    rivals = verb.contenders(
+        targets, runs, _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
+    )
+    with counting("comparing", "runs") as progress:
+        found = verb.compare(rivals, split=split, episodes=episodes, modes=modes, workers=workers, progress=progress)
+    folder, sent = verb.keep(found, runs)
+    if json:
+        print(format.dumps(found.as_json(), indent=1))
+    else:
+        report.print_comparison(found.as_json())
+        print(f"kept in {folder}")
+    _warn_unless(sent.complete)
+
+
+@app.command(name="runs", epilog="Example: metashard runs")
+def list_runs(runs: Runs = Path("runs")) -> None:
+    """List the runs."""
+    from pipeline import report
+
+    report.print_runs(report.runs(runs))
+
+
+@app.command(epilog="Example: metashard ui --port 5000")
+def ui(
+    runs: Runs = Path("runs"),
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: sqlite under the runs folder")] = "",
+    port: Annotated[int, typer.Option(help="0: a free one")] = 0,
+) -> None:
+    """Open MLflow's pages on this machine until Ctrl-C."""
+    from pipeline import report
+
+    report.ui(runs, uri, port)
+
+
+@app.command(epilog="Example: metashard fetch s3://bucket/runs/glyphs-20260101-120000-ab12")
+def fetch(
+    run: Annotated[str, typer.Argument(help="URL of a run in the store that its config names as mirror")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """Bring a run out of a store, to evaluate it here or to go on with it."""
+    from pipeline import mirror
+    from pipeline.data.root import Url
+
+    print(mirror.fetch(Url(run), runs))
+
+
+@app.command(epilog="Example: metashard sync")
+def sync(
+    run: Annotated[Path | None, typer.Argument(help="a run; none: all of them")] = None,
+    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: the one each run was started with")] = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Send MLflow, and the run's copy in a store, what they have not got yet, as after an outage."""
+    from pipeline import report
+
+    for line in report.sync(runs, run, uri):
+        print(line)
+
+
+def _pairs_told(path: Path, data: Root | None, *, mirror: bool, is_json: bool) -> None:
+    """Judge pairs, keep what was found of a run's own data, and print it."""
+    import json
+
+    from pipeline import pair_protocol, report
+
+    found = pair_protocol.evaluate_pairs(path, data=data, mirror=mirror)
+    if data is None:
+        pair_protocol.keep(found)
+    if is_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        report.print_pairs(found.as_json())
+
+
+def _table_told(
+    targets: list[Path],
+    runs: Path,
+    named: list[str],
+    split: str,
+    asked: dict[str, Any],
+    test_steps: int | None,
+    *,
+    episodes: int,
+    workers: int,
+    is_json: bool,
+) -> None:
+    """Measure runs on several data sets, keep the table and print it."""
+    import json
+
+    from pipeline import table as verb
+    from pipeline.watch import counting
+
+    options = {"asked": asked, "test_steps": test_steps, "episodes": episodes, "workers": workers}
+    data = verb.columns(named, split)
+    with counting("evaluating", "cells") as progress:
+        found = verb.table(targets, runs, data=data, progress=progress, **options)
+    folder, sent = verb.keep(found, runs)
+    if is_json:
+        print(json.dumps(found.as_json(), indent=1))
+    else:
+        print(found.as_markdown())
+        print(f"kept in {folder}")
+    _warn_unless(sent.complete)
+
+
+def _spread_told(summary: Summary, runs: Path, *, is_json: bool) -> None:
+    """Keep a summary of several seeds and print it."""
+    import json
+
+    from pipeline import report, seeds
+
+    folder, sent = seeds.keep(summary, runs)
+    if is_json:
+        print(json.dumps(summary.as_json(), indent=1))
+    else:
+        report.print_seeds(summary.as_json())
+        print(f"kept in {folder}")
+    _warn_unless(sent.complete)
+
+
+def _warn_unless(is_sent: bool) -> None:
+    if not is_sent:
+        print("MLflow has not got everything; send the rest: metashard sync", file=sys.stderr)
+
+
+def _named(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {key: value for key, value in options.items() if value is not None}
