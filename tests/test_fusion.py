@@ -47,7 +47,7 @@ def test_every_encoder_of_images_fuses(depth_root, tmp_path, fusion, model):
 def learned(root, runs, **sections) -> tuple[RunConfig, dict]:
     asked = config(root, runs, **sections)
     done = train.fit(asked)
-    assert (done.folder / "pictures" / "episode.png").stat().st_size > 1000
+    assert (done.folder / "pictures" / "episode-best.png").stat().st_size > 1000
     return asked, done.result["test"]["inductive"]
 
 
@@ -88,6 +88,18 @@ def lacking(root, place):
     asked = {"layout": "folder", "size": None, "splits": place / "splits", "modalities": "image,depth"}
     prepare.pack(str(place / "images"), place / "data", **asked)
     return place / "data"
+
+
+@pytest.mark.parametrize("fusion", ["early", "late"])
+def test_all_modalities_are_normalised(depth_root, tmp_path, fusion):
+    """Each channel by its own statistics; where samples may lack some, zeros would no longer say so."""
+    asked = {"model": {**LATE, "fusion": fusion}, "learner": {"kind": "prototype"}, "data": {"normalise": "measured"}}
+    done = train.fit(config(depth_root, tmp_path, **asked))
+    kept = checkpoint.load(checkpoint.best(done.folder)).learner
+    assert kept["model.standard.mean"].shape == (2,) and kept["model.standard.mean"].min() > 0
+    asked["data"]["missing"] = "mask"
+    with pytest.raises(InputError, match="would take away the zeros of data.missing = mask"):
+        train.check(config(depth_root, tmp_path, **asked))
 
 
 @pytest.mark.parametrize("fusion", ["early", "late"])

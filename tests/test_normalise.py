@@ -51,7 +51,7 @@ def of(learner: torch.nn.Module) -> Standard:
 def all_images(index: Index, split: str) -> np.ndarray:
     reader = build.reader(small_config(index.root, index.root), index)
     rows = np.concatenate([index.postings(int(name)) for name in index.splits[split]]).tolist()
-    return reader.inputs(rows, map(reader.shards.image, rows), [0] * len(rows)).double().numpy()
+    return reader.inputs(rows, map(reader.stored, rows), [0] * len(rows)).double().numpy()
 
 
 def test_moments_are_those_of_the_training_split_alone(index, tmp_path, monkeypatch):

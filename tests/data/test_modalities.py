@@ -11,14 +11,15 @@ import webdataset
 from PIL import Image
 from tars import LABELS, npy, picture, write_tar
 
-from pipeline import cli, prepare, report
+from pipeline import cli, prepare, show
 from pipeline.data.augment import Augment
 from pipeline.data.images import encode_png, resize
 from pipeline.data.importers.glyphs import glyphs
 from pipeline.data.index import Index
 from pipeline.data.loader import Loader, Reader
 from pipeline.data.modalities import named
-from pipeline.data.sampler import Sampler, Shape
+from pipeline.data.sampler import Sampler
+from pipeline.data.shapes import Shape
 from pipeline.data.shards import Shards
 from pipeline.data.stream import Stream, StreamReader
 from pipeline.episode import Batch, Episode
@@ -195,7 +196,7 @@ def test_channels_of_an_episode_come_one_modality_after_another(tmp_path):
     assert any(draw.turns)
     support, query = reader(index).episode(draw)[:2]
     assert support.inputs.shape == query.inputs.shape == (2, 4, 6, 6)
-    row = int(draw.support[0, 0])
+    row = int(draw.support[0][0])
     turned = [np.rot90(Shards(index).plane(row, name), draw.turns[0]) for name in BOTH]
     expected = np.concatenate([turned[0] / np.float32(255), turned[1] / np.float32(65535)], 2).transpose(2, 0, 1)
     np.testing.assert_allclose(support.inputs[0].numpy(), expected, rtol=1e-6)
@@ -270,7 +271,7 @@ def test_places_change_in_all_modalities_alike_and_colours_in_the_image_alone():
 
 
 def test_modalities_are_shown_side_by_side(depth_root, tmp_path, monkeypatch, capsys):
-    (made,) = report.show(depth_root, tmp_path / "x.png")
+    (made,) = show.show(depth_root, tmp_path / "x.png")
     with Image.open(made) as drawn:
         assert drawn.size[0] > 500
     monkeypatch.setattr("sys.argv", ["metashard", "pack", str(sensed(tmp_path / "set")), str(tmp_path / "out"), "--rule", "all=1",

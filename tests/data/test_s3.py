@@ -10,7 +10,7 @@ from gloo import work_here
 from s3 import SECRET, put
 from small import small_config
 
-from pipeline import checkpoint, evaluate, prepare, report
+from pipeline import checkpoint, evaluate, prepare, show
 from pipeline.cli import app
 from pipeline.config import dump, load
 from pipeline.data import remote
@@ -82,7 +82,7 @@ def test_verbs_take_the_url(s3, bucket, tmp_path, capsys):
         app(["show", bucket, "--out", str(tmp_path / "x.png")])
     assert left.value.code == 0 and (tmp_path / "x.png").stat().st_size
     with pytest.raises(InputError, match=f"{bucket}/x: no index here"):
-        report.show(Index.without_shards(bucket).root / "x", tmp_path / "y.png")
+        show.show(Index.without_shards(bucket).root / "x", tmp_path / "y.png")
 
 
 def test_an_object_that_changed_is_refused(s3, s3_server, glyphs_root):
