@@ -7,17 +7,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from executed import LOOP, run
 from gloo import on_ranks, work_here
-from small import relative
+from small import gradient, relative
 
 from pipeline import checkpoint
 from pipeline.config import dump
-from pipeline.engine import Engine, Plan
+from pipeline.engine import Engine, Plan, chunks
 from pipeline.episode import Episode
 from pipeline.learners.learner import Learner
 from pipeline.schema.run import RunConfig
 from pipeline.spool import history
+
+LOOP = Plan("loop", 1)
+
+
+def run(learner: torch.nn.Module, plan: Plan, episodes) -> tuple[float, torch.Tensor, list[dict]]:
+    """The summed loss, the gradient and the norm statistics of every part."""
+    engine, loss, statistics = Engine(learner, plan), 0.0, []
+    for part in chunks(episodes, plan):
+        outcome = engine(part)
+        outcome.loss.backward()
+        loss += outcome.loss.item()
+        statistics.append(outcome.statistics)
+    flat = gradient(learner)
+    learner.zero_grad()
+    return loss, flat, statistics
 
 
 def plans_agree(learner: Learner, plans: Sequence[Plan], episodes: Sequence[Episode]) -> None:

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from executed import LOOP, run
+from laws import LOOP, run
 from small import LEARNERS, episode, gradient, make, relative
 
 from pipeline.engine import Engine, Plan, candidates, chunks, measure

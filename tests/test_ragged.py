@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from executed import LOOP, run
+from laws import LOOP, run
 from small import LEARNERS, OWN_HEAD, WAYS, gradient, make, ragged, relative, small_config
 
 from pipeline import build, checkpoint, evaluate, train
