@@ -33,8 +33,8 @@ class DensePrototypeLearner(EmbeddingLearner):
 
     With `align` λ the loss is that of the queries + λ · that of the support as the queries' predictions label it (section 3.4).
     With `threshold` a pixel must be liker to a class than that cosine to be taken for it: what is like nothing in the support is
-    ground too, as in anomaly detection (Hansen et al. 2022, ADNet, section 3.2, which has no mean of the ground besides). The
-    number is where learning begins.
+    ground too, as in anomaly detection (Hansen et al. 2022, ADNet, which has no mean of the ground besides). The number is where
+    learning begins.
     """
 
     def __init__(self, model: nn.Module, task: Task, *, align: float = 0.0, threshold: float | None = None):
