@@ -5,12 +5,12 @@ from __future__ import annotations
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, final
 
-from pipeline import checkpoint, evaluate, ranks
+from pipeline import checkpoint, evaluate, ranks, restore
 from pipeline.archive import Archive
 from pipeline.checkpoint import Files
-from pipeline.evaluate import Subject
 from pipeline.judging import Score, score
 from pipeline.learners.learner import Mode
+from pipeline.restore import Subject
 
 if TYPE_CHECKING:
     from pipeline.schema.run import RunConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def measured(subject: Subject, files: Files, split: str, episodes: int, mode: Mode) -> Score:
     """The headline metric of a checkpoint, given by its files, on the first frozen episodes of a split."""
-    with evaluate.out_of(files, subject) as subject:
+    with restore.out_of(files, subject) as subject:
         found, rows = evaluate.measure(subject, split=split, episodes=episodes, workers=1, modes=(mode,))
     return score([row[mode].metrics[found.learner.task.headline] for row in rows])
 

@@ -13,6 +13,7 @@ from pipeline.errors import InputError
 
 if TYPE_CHECKING:
     from pipeline.data.root import Root
+    from pipeline.restore import Subject
     from pipeline.seeds import Summary
 
 app = typer.Typer()
@@ -104,10 +105,8 @@ def evaluate(
     runs: Runs = Path("runs"),
 ) -> None:
     """Measure a checkpoint on frozen episodes, inductively and transductively; of several seeds, how far they lie apart."""
-    import json as format
 
-    from pipeline import evaluate as verb
-    from pipeline import report, seeds
+    from pipeline import restore, seeds
     from pipeline.data.root import root_of
     from pipeline.watch import counting
 
@@ -128,7 +127,7 @@ def evaluate(
     if pairs:
         if len(targets) > 1 or asked or test_steps is not None:
             raise InputError("--pairs judges one run, and knows no ways, shots, queries or inner steps; leave them out")
-        _pairs_told(verb.find(targets[0], runs), other, mirror=mirror, is_json=json)
+        _pairs_told(restore.find(targets[0], runs), other, mirror=mirror, is_json=json)
         return
     if len(targets) > 1:
         options = {"split": split, "episodes": episodes, "workers": workers}
@@ -138,20 +137,8 @@ def evaluate(
             )
         _spread_told(summary, runs, is_json=json)
         return
-    path = verb.find(targets[0], runs)
-    subject = verb.subject_of(path, data=other, asked=asked, test_steps=test_steps)
-    if other is None:
-        by_data = verb.by_data(subject, split=split, episodes=episodes, workers=workers)
-    else:
-        by_data = {"": verb.evaluate(subject, split=split, episodes=episodes, workers=workers)}
-    names = list(by_data) if len(by_data) > 1 else [""]
-    told = {name: found.as_json() for name, found in zip(names, by_data.values(), strict=True)}
-    for name, found in zip(names, by_data.values(), strict=True) if other is None else ():
-        verb.keep(found, path, name)
-    if json:
-        print(format.dumps(told.get("", told), indent=1))
-    else:
-        report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
+    subject = restore.subject_of(restore.find(targets[0], runs), data=other, asked=asked, test_steps=test_steps)
+    _scores_told(subject, split, episodes=episodes, workers=workers, is_json=json)
 
 
 @app.command(
@@ -241,6 +228,27 @@ def sync(
 
     for line in report.sync(runs, run, uri):
         print(line)
+
+
+def _scores_told(subject: Subject, split: str, *, episodes: int, workers: int, is_json: bool) -> None:
+    """Measure one checkpoint, on the data sets of its run one by one or on the one that was named, and keep what its own say."""
+    import json
+
+    from pipeline import evaluate as verb
+    from pipeline import report
+
+    path, asked = Path(subject.checkpoint), {"split": split, "episodes": episodes, "workers": workers}
+    by_data = {"": verb.evaluate(subject, **asked)} if subject.data else verb.by_data(subject, **asked)
+    names = list(by_data) if len(by_data) > 1 else [""]
+    told = {}
+    for name, found in zip(names, by_data.values(), strict=True):
+        told[name] = found.as_json()
+        if not subject.data:
+            verb.keep(found, path, name)
+    if is_json:
+        print(json.dumps(told.get("", told), indent=1))
+    else:
+        report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
 
 
 def _pairs_told(path: Path, data: Root | None, *, mirror: bool, is_json: bool) -> None:

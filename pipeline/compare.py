@@ -7,12 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import build, evaluate, session, spool, tracking
+from pipeline import build, evaluate, restore, session, spool, tracking
 from pipeline.data.shapes import LongTailed, Shaping, Varied
 from pipeline.errors import InputError
-from pipeline.evaluate import MODES, Restored, Subject
+from pipeline.evaluate import MODES
 from pipeline.judging import Score, score
 from pipeline.learners.learner import Mode
+from pipeline.restore import Restored, Subject
 from pipeline.tracking import SyncReport
 
 NAME = "compare"
@@ -117,9 +118,9 @@ def contenders(targets: Sequence[Path], runs: Path, asked: Mapping[str, Any]) ->
         raise InputError(f"compare {targets[0]}: a single run has nothing to be compared with; name at least two")
     found = []
     for target in targets:
-        path = evaluate.find(target, runs)
-        run = evaluate.run_of(path)
-        found.append(Contender(str(target) if run is None else run.name, path, evaluate.subject_of(path, asked=asked)))
+        path = restore.find(target, runs)
+        run = restore.run_of(path)
+        found.append(Contender(str(target) if run is None else run.name, path, restore.subject_of(path, asked=asked)))
     return found
 
 
@@ -138,7 +139,7 @@ def compare(
         InputError: their episodes would not be the same, or one of them cannot be evaluated.
     """
     evaluate.check(episodes=episodes, workers=workers)
-    found = [evaluate.restored(contender.subject) for contender in contenders]
+    found = [restore.restored(contender.subject) for contender in contenders]
     _check_alike(contenders, found, split)
     metric = found[0].learner.task.headline
     values: dict[Mode, list[list[float]]] = {mode: [] for mode in modes}

@@ -10,16 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, evaluate, tracking
+from pipeline import checkpoint, evaluate, restore, tracking
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.config import dump, fingerprint, flatten, parse
 from pipeline.data.index import Index
 from pipeline.data.shapes import in_words
 from pipeline.errors import InputError
-from pipeline.evaluate import Evaluation, Subject
+from pipeline.evaluate import Evaluation
 from pipeline.judging import ranged, shown
 from pipeline.learners.learner import Mode
+from pipeline.restore import Subject
 from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
 from pipeline.spool import Spool
@@ -74,7 +75,7 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     asked = {"split": config.data.test, "workers": config.workers.least}
     episodes = config.evaluate.episodes
     began = time.monotonic()
-    subjects = evaluate.subjects_by_data(subject)
+    subjects = restore.subjects_by_data(subject)
     measured, rows = evaluate.measure(subject, episodes=episodes, **asked)
     trained = before = evaluate.summed(subject, measured, rows, split=config.data.test)
     by_data = {
@@ -136,7 +137,7 @@ def redraw(run: Path) -> list[Path]:
         raise InputError(
             f"{run} has no {RESULT_FILE}, so its training has not ended; metashard train CONFIG --resume {run}"
         )
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     config = parse(dict(subject.config), str(run))
     found, rows = evaluate.measure(subject, split=config.data.test, episodes=config.evaluate.episodes, workers=1)
     floor = result["untrained"][result["mode"]][result["test"]["metric"]]["mean"]

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import build, charts, evaluate
+from pipeline import build, charts, evaluate, restore
 from pipeline.charts import Measured
 from pipeline.episode import Episode
-from pipeline.evaluate import Restored, Subject
 from pipeline.judging import Judgement
 from pipeline.learners.gradient import GradientLearner
 from pipeline.learners.learner import Learner, Mode
@@ -24,6 +23,7 @@ from pipeline.pictures.boxes import SURE, detection_picture
 from pipeline.pictures.episodes import episode_picture
 from pipeline.pictures.grid import Answer, Part
 from pipeline.pictures.masks import segmentation_picture
+from pipeline.restore import Restored, Subject
 from pipeline.side_by_side import one_thread
 from pipeline.tasks.classification import Classification
 from pipeline.tasks.detection import Detection, detections
@@ -59,13 +59,13 @@ def draw(
     folder.mkdir(exist_ok=True)
     config, learner, mode = found.config, found.learner, Mode(found.config.evaluate.mode)
     judgements = [row[mode] for row in rows]
-    classes = evaluate.classes_of(found, config.data.test, len(rows))
+    classes = [draw.classes for draw in evaluate.draws_of(found, config.data.test, len(rows))]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bring = build.place(config, device)
     measured = Measured(config, found.index, learner.to(device), bring, mode, judgements, classes)
     made: list[Path] = []
     with one_thread():
-        untrained = cache(lambda: evaluate.restored(subject._replace(checkpoint="")).learner.to(device))
+        untrained = cache(lambda: restore.restored(subject._replace(checkpoint="")).learner.to(device))
         for name, make in _pictures(run, untrained, measured, floor):
             try:
                 made += make(folder / f"{name}.png")

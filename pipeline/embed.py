@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import build, checkpoint, evaluate, prepare
+from pipeline import build, checkpoint, prepare, restore
 from pipeline import config as configs
 from pipeline.data import pack as packing
 from pipeline.data.index import Index
@@ -54,7 +54,7 @@ def embed(
     # Values without a checkpoint are for the images at hand.
     trained = build.trained_on(asked, index, {"images": index.shape(0)} if state is None else state)
     known, channels = frozen_encoder(asked, trained, path), trained.shape(0)[2]
-    asked = evaluate.read_alike(asked, trained, index)
+    asked = restore.read_alike(asked, trained, index)
     dest = out.absolute()
     prepare.claim(dest, hashlib.sha256(f"{known.sha256} {index.fingerprint}".encode()).hexdigest())
     names = [f"shard-{number:06d}.tar" for number in range(len(index.shards))]
@@ -85,7 +85,7 @@ def _asked(target: Path, config: Path | None, runs: Path) -> tuple[Path, RunConf
         return target, configs.load(config), None
     if config is not None:
         raise InputError(f"--config {config}: runs and checkpoints have their own; leave it out")
-    path = evaluate.find(target, runs)
+    path = restore.find(target, runs)
     saved = checkpoint.load(path)
     return path, configs.parse(dict(saved.config), str(path)), saved.state
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import build, checkpoint, evaluate, spool, tracking
+from pipeline import build, checkpoint, evaluate, restore, spool, tracking
 from pipeline import config as configs
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
@@ -207,7 +207,7 @@ def evaluate_pairs(path: Path, *, data: Root | None = None, mirror: bool = False
     _refuse_known(config, index)
     trained = build.trained_on(config, index, saved.state)
     encoder, channels = frozen_encoder(config, trained, path, key="--pairs").encoder, trained.shape(0)[2]
-    reader = build.reader(evaluate.read_alike(config, trained, index), index, channels)
+    reader = build.reader(restore.read_alike(config, trained, index), index, channels)
     by_distance = isinstance(config.learner, PrototypeConfig)
     unseen = config.data.validation if config.data.validation != config.data.train else ""
     judged = judge(
@@ -284,7 +284,7 @@ def keep(found: Evaluated) -> Path | None:
     """Log the figures to the run whose checkpoint this is, with the curve, and send both to its MLflow; where they are kept."""
     from pipeline.pictures.curves import roc_picture  # a second
 
-    run = evaluate.run_of(found.checkpoint)
+    run = restore.run_of(found.checkpoint)
     if run is None:
         return None
     name = "pairs-mirror" if found.mirror else "pairs"

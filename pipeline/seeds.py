@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from pipeline import build, evaluate, session, spool, tracking, train
+from pipeline import build, evaluate, restore, session, spool, tracking, train
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.conclude import RESULT_FILE as RUN_RESULT_FILE
@@ -19,8 +19,8 @@ from pipeline.config import differences, dump, fingerprint, parse
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
-from pipeline.evaluate import Subject
 from pipeline.learners.learner import Mode
+from pipeline.restore import Subject
 from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
 from pipeline.start import provenance
@@ -186,8 +186,8 @@ def evaluate_all(
         InputError: one of them is no run, they differ in more than the seed or not at all, or one cannot be evaluated.
     """
     evaluate.check(episodes=episodes, workers=workers)
-    paths = [evaluate.find(target, runs) for target in targets]
-    subjects = [evaluate.subject_of(path, data=data, asked=asked or {}, test_steps=test_steps) for path in paths]
+    paths = [restore.find(target, runs) for target in targets]
+    subjects = [restore.subject_of(path, data=data, asked=asked or {}, test_steps=test_steps) for path in paths]
     names = [_name(path, target) for path, target in zip(paths, targets, strict=True)]
     _check_alike(names, subjects)
     members = []
@@ -204,7 +204,7 @@ def evaluate_all(
 
 
 def _name(path: Path, target: Path) -> str:
-    run = evaluate.run_of(path)
+    run = restore.run_of(path)
     return str(target) if run is None else run.name
 
 
@@ -255,7 +255,7 @@ def _tell(summary: Summary, folder: Path) -> None:
     members = {f"run.{n}": f"{m.name} {m.checkpoint.name}" for n, m in enumerate(summary.members)}
     seeds = {f"seed.{n}": str(m.seed) for n, m in enumerate(summary.members)}
     told.params({"name": NAME, **settings, **members, **seeds})
-    found = [(n, evaluate.run_of(m.checkpoint)) for n, m in enumerate(summary.members)]
+    found = [(n, restore.run_of(m.checkpoint)) for n, m in enumerate(summary.members)]
     sent = {f"run.{n}.mlflow": tracking.run_id_of(run) for n, run in found if run is not None}
     told.tags({spool.KIND: NAME, "data.fingerprint": summary.fingerprint, **{k: v for k, v in sent.items() if v}})
     for mode, by_metric in summary.spreads().items():

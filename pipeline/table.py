@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import evaluate, session, spool, tracking
+from pipeline import evaluate, restore, session, spool, tracking
 from pipeline.build_mixture import roots
 from pipeline.config import parse
 from pipeline.data.index import Index
@@ -16,9 +16,9 @@ from pipeline.data.root import Root, root_of
 from pipeline.data.sampler import classes_of
 from pipeline.data.shapes import in_words
 from pipeline.errors import InputError
-from pipeline.evaluate import Subject
 from pipeline.judging import ranged
 from pipeline.learners.learner import Mode
+from pipeline.restore import Subject
 from pipeline.schema.run import RunConfig
 from pipeline.tracking import SyncReport
 
@@ -116,7 +116,7 @@ def table(
             those of the first, or it cannot be evaluated.
     """
     evaluate.check(episodes=episodes, workers=workers)
-    paths = [evaluate.find(target, runs) for target in targets]
+    paths = [restore.find(target, runs) for target in targets]
     subjects = [[_subject(path, column, asked, test_steps) for column in data] for path in paths]
     for path, own in zip(paths, subjects, strict=True):
         _check_unseen(path, parse(dict(own[0].config), str(path)), data)
@@ -128,7 +128,7 @@ def table(
                 progress(place * len(data) + number, total)
                 asks = {"split": column.split, "episodes": episodes, "workers": workers}
                 told[column.name] = evaluate.evaluate(subject, **asks).as_json()
-            run = evaluate.run_of(path)
+            run = restore.run_of(path)
             rows.append(Row(str(target) if run is None else run.name, path, told))
             _check_shape(rows[0], rows[-1], data[0].name)
         progress(total, total)
@@ -136,7 +136,7 @@ def table(
 
 
 def _subject(path: Path, column: Column, asked: Mapping[str, Any], test_steps: int | None) -> Subject:
-    return evaluate.subject_of(path, data=column.root, asked=asked, test_steps=test_steps)
+    return restore.subject_of(path, data=column.root, asked=asked, test_steps=test_steps)
 
 
 def _check_unseen(path: Path, config: RunConfig, data: Sequence[Column]) -> None:

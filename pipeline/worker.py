@@ -25,13 +25,13 @@ from pipeline.data.index import Index
 from pipeline.data.loader import frozen
 from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
-from pipeline.evaluate import Subject
 from pipeline.failures import Failure
 from pipeline.feeders import Feeders
 from pipeline.judging import Score, judge, shared_score
 from pipeline.learners.learner import Learner, Mode
 from pipeline.loop import Budget, Hooks, Progress, meta_train
 from pipeline.notices import Notices
+from pipeline.restore import Subject
 from pipeline.schema.run import RunConfig
 from pipeline.side_by_side import on_all_threads
 from pipeline.start import started

@@ -34,7 +34,7 @@ def run(learner: torch.nn.Module, plan: Plan, episodes) -> tuple[float, torch.Te
     return loss, flat, statistics
 
 
-def plans_agree(learner: Learner, plans: Sequence[Plan], episodes: Sequence[Episode]) -> None:
+def assert_plans_agree(learner: Learner, plans: Sequence[Plan], episodes: Sequence[Episode]) -> None:
     """Law 2: each plan gives the loss and the gradient of a loop over the same episodes in the other order."""
     loss, expected, _ = run(learner, LOOP, episodes)
     assert expected.isfinite().all()
@@ -44,12 +44,12 @@ def plans_agree(learner: Learner, plans: Sequence[Plan], episodes: Sequence[Epis
         assert relative(found, expected) < 1e-10, plan
 
 
-def reaches_every_parameter(learner: Learner, episode: Episode) -> None:
+def assert_every_parameter_is_reached(learner: Learner, episode: Episode) -> None:
     Engine(learner, LOOP)([episode]).loss.backward()
     assert not [name for name, value in learner.named_parameters() if value.requires_grad and value.grad is None]
 
 
-def is_slope(learner: Learner, episode: Episode, weight: torch.Tensor, *, apart: float, rel: float) -> None:
+def assert_slope(learner: Learner, episode: Episode, weight: torch.Tensor, *, apart: float, rel: float) -> None:
     """The gradient of the episode's loss at a weight is how it changes along a random direction."""
     learner.outcome(episode).loss.backward()
     direction, values = torch.randn_like(weight), []
@@ -63,7 +63,7 @@ def is_slope(learner: Learner, episode: Episode, weight: torch.Tensor, *, apart:
     assert (values[0] - values[1]) / (2 * apart) == pytest.approx((weight.grad * direction).sum().item(), rel=rel)
 
 
-def ranks_agree(config: RunConfig, folder: Path) -> None:
+def assert_ranks_agree(config: RunConfig, folder: Path) -> None:
     """Law 5: two ranks have the losses of one, all through the run."""
     work_here(dump(config), str(folder / "one"))
     on_ranks(2, work_here, dump(config), str(folder / "two"))

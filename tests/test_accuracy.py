@@ -6,7 +6,7 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import checkpoint, evaluate, prepare
+from pipeline import checkpoint, evaluate, prepare, restore
 from pipeline.config import dump
 from pipeline.judging import score
 from pipeline.learners.learner import Mode
@@ -25,7 +25,7 @@ PROTOTYPES = {
 
 
 def accuracy(run: Path, episodes: int) -> tuple[float, float]:
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     _, rows = evaluate.measure(subject, split="test", episodes=episodes, workers=1, modes=(Mode.INDUCTIVE,))
     found = score([row[Mode.INDUCTIVE].metrics["accuracy"] for row in rows])
     return found.mean, found.interval

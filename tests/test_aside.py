@@ -12,11 +12,11 @@ from pipeline import aside, checkpoint, train
 from pipeline.config import dump
 from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
-from pipeline.evaluate import Subject
 from pipeline.judging import Score
 from pipeline.learners.learner import Mode
 from pipeline.loop import ASKED, Budget, Hooks, Progress, meta_train
 from pipeline.notices import Notices
+from pipeline.restore import Subject
 from pipeline.spool import history
 
 SCORES = {2: 0.3, 4: 0.6, 6: 0.5, 8: 0.4, 9: 0.2}

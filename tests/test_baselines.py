@@ -10,7 +10,7 @@ from gloo import on_ranks, work_here
 from safetensors.torch import load_file
 from small import small_config
 
-from pipeline import build, checkpoint, conclude, evaluate, report
+from pipeline import build, checkpoint, conclude, evaluate, report, restore
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError
@@ -54,7 +54,7 @@ def trained(tmp_path_factory, glyphs_root) -> Path:
 
 
 def accuracy(run: Path, *, is_trained: bool = True, episodes: int = 60) -> float:
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     subject = subject if is_trained else subject._replace(checkpoint="")
     _, rows = evaluate.measure(subject, split="test", episodes=episodes, workers=1, modes=(Mode.INDUCTIVE,))
     return score([row[Mode.INDUCTIVE].metrics["accuracy"] for row in rows]).mean
@@ -179,4 +179,5 @@ def test_a_supervised_run_that_cannot_be_is_refused_before_it_starts(tmp_path, g
 
 def test_training_episodes_need_not_fit_a_supervised_run(tmp_path, glyphs_root):
     """The classes of the training split have 12 images each; a validation episode takes what evaluate says."""
-    check(small_config(glyphs_root, tmp_path, learner=SUPERVISED, data={"shots": 50}, evaluate={"shots": 1}))
+    config = small_config(glyphs_root, tmp_path, learner=SUPERVISED, data={"shots": 50}, evaluate={"shots": 1})
+    assert check(config).root == glyphs_root

@@ -94,7 +94,7 @@ def test_other_episodes_are_refused(runs, rivals, glyphs_root, tmp_path):
 
 
 def test_other_data_are_refused(rivals, monkeypatch):
-    found = [compare.evaluate.restored(rival.subject) for rival in rivals]
+    found = [compare.restore.restored(rival.subject) for rival in rivals]
     found[1].index.fingerprint = "other"
     with pytest.raises(InputError, match=r"data.fingerprint: \w{16} -> other; compare runs of the same data"):
         compare._check_alike(rivals, found, "test")

@@ -11,7 +11,7 @@ import torch
 from gloo import work_here
 from small import small_config
 
-from pipeline import build, charts, checkpoint, conclude, drawing, evaluate, tracking
+from pipeline import build, charts, checkpoint, conclude, drawing, evaluate, restore, tracking
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError
@@ -43,7 +43,7 @@ def told(run, place: str) -> dict:
 
 def test_best_median_and_worst_are_those_of_the_evaluation(ended):
     run, result = ended
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     _, rows = evaluate.measure(subject, split="test", episodes=7, workers=1)
     values = [row[Mode.INDUCTIVE].metrics["accuracy"] for row in rows]
     found = {place: told(run, place) for place in ("best", "median", "worst")}
@@ -57,15 +57,15 @@ def test_best_median_and_worst_are_those_of_the_evaluation(ended):
 def test_before_and_after_are_told_with_their_scores(ended):
     """What is said after adapting is what was evaluated; before is no inner step, or the learner that was not trained."""
     run, _ = ended
-    subject = evaluate.subject_of(checkpoint.best(run))
-    found, number = evaluate.restored(subject), told(run, "worst")["episode"]
+    subject = restore.subject_of(checkpoint.best(run))
+    found, number = restore.restored(subject), told(run, "worst")["episode"]
     episode = build.reader(found.config, found.index).episode(
         build.sampler(found.config, found.index, "test").draw(0, number)
     )
     measured = charts.Measured(
         found.config, found.index, found.learner, lambda episode: episode, Mode.INDUCTIVE, [], []
     )
-    untrained = evaluate.restored(subject._replace(checkpoint="")).learner
+    untrained = restore.restored(subject._replace(checkpoint="")).learner
     said = drawing.said(measured, lambda: untrained, episode)
     adapted = found.learner.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)(episode.query.inputs)
     assert torch.equal(said[1].predictions, adapted)
@@ -95,7 +95,7 @@ def test_where_nothing_was_trained_there_is_no_before(glyphs_root, tmp_path):
 
 def test_what_cannot_be_drawn_costs_a_run_a_picture_and_no_more(ended, tmp_path, monkeypatch, capsys):
     run = Path(shutil.copytree(ended[0], tmp_path / "run"))
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     found, rows = evaluate.measure(subject, split="test", episodes=4, workers=1)
 
     def broken(*_, **__):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from small import small_config
 from tars import npy, sample_members, write_tar
 
-from pipeline import build, checkpoint, drawing, evaluate, prepare, show
+from pipeline import build, checkpoint, drawing, evaluate, prepare, restore, show
 from pipeline.build_encoder import encoder as make_encoder
 from pipeline.config import dump
 from pipeline.data.index import Index
@@ -72,7 +72,7 @@ def test_features_are_a_data_set_like_any_other(features, glyphs_root, ridge):
         first = np.load(io.BytesIO(plain.extractfile(members[0]).read()), allow_pickle=False)
     assert len(members) == len(images) and (first.shape, first.dtype) == (features.shape(0), np.float32)
     assert features.shape(0) == (1, 1, 6)
-    found = evaluate.restored(evaluate.subject_of(ridge))
+    found = restore.restored(restore.subject_of(ridge))
     reader = build.reader(found.config, found.index)
     inputs = reader.inputs([3], [reader.stored(3)], [0])
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_features_are_a_data_set_like_any_other(features, glyphs_root, ridge):
 def test_episodes_and_predictions_are_those_for_images(tmp_path, glyphs_root, kind, model):
     path = trained(tmp_path, glyphs_root, learner={"kind": kind}, model=model, data={"size": 12})
     made = embed(path, tmp_path / "out")
-    each = [evaluate.restored(evaluate.subject_of(path, data=data)) for data in (None, made.root)]
+    each = [restore.restored(restore.subject_of(path, data=data)) for data in (None, made.root)]
     for number in range(4):
         keys, predictions = [], []
         for found in each:
@@ -104,21 +104,21 @@ def test_episodes_and_predictions_are_those_for_images(tmp_path, glyphs_root, ki
 )
 def test_learners_train_on_features_and_know_whose_they_are(features, others, glyphs_root, tmp_path, learner):
     path = trained(tmp_path, features.root, model={"kind": "features"}, learner=learner)
-    found = evaluate.evaluate(evaluate.subject_of(path), split="test", episodes=4, workers=1)
+    found = evaluate.evaluate(restore.subject_of(path), split="test", episodes=4, workers=1)
     assert found.scores[Mode.INDUCTIVE] == found.scores[Mode.TRANSDUCTIVE] and found.step > 0
-    subject = evaluate.subject_of(path)
+    subject = restore.subject_of(path)
     drawn = drawing.draw(
         path.parent.parent, subject, *evaluate.measure(subject, split="test", episodes=4, workers=1), floor=0.3
     )
     assert drawn and not [picture for picture in drawn if picture.name.startswith("episode")]
     for data, holds in ((others.root, f"features of encoder {others.encoder[:12]}"), (glyphs_root, "holds images")):
         with pytest.raises(InputError, match=f"{holds}.*trained on features of encoder {features.encoder[:12]}"):
-            evaluate.restored(evaluate.subject_of(path, data=data))
+            restore.restored(restore.subject_of(path, data=data))
     # Where the features it was trained on are gone, the checkpoint itself knows.
-    gone = evaluate.subject_of(path, data=others.root)
+    gone = restore.subject_of(path, data=others.root)
     gone.config["data"]["root"] = "/nowhere"
     with pytest.raises(InputError, match=f"learned on features of encoder {features.encoder[:12]}"):
-        evaluate.restored(gone)
+        restore.restored(gone)
 
 
 @pytest.fixture
@@ -220,10 +220,10 @@ def test_images_do_not_go_where_features_are_meant(features, others, glyphs_root
     with pytest.raises(InputError, match="holds images, not features; make them with metashard embed"):
         build.learner(on(images, tmp_path), images)
     with pytest.raises(InputError, match=f"features of encoder {others.encoder[:12]}.*metashard embed"):
-        evaluate.restored(evaluate.subject_of(ridge, data=others.root))
-    maml = evaluate.subject_of(trained(tmp_path, glyphs_root), data=features.root)
+        restore.restored(restore.subject_of(ridge, data=others.root))
+    maml = restore.subject_of(trained(tmp_path, glyphs_root), data=features.root)
     with pytest.raises(InputError, match="with learner.kind = gradient the images themselves are needed"):
-        evaluate.restored(maml)
+        restore.restored(maml)
     with pytest.raises(InputError, match="holds features, whose index metashard embed makes"):
         prepare.index([features.root], out=None, rule="train=1")
     with pytest.raises(InputError, match="holds features, which are no pictures"):

@@ -15,7 +15,9 @@ IN_FLOAT32 = {"maml", "maml-max-pool", "maml-vit", "imaml", "meta-lstm", "protot
 """One learner of every kind of mathematics that loses digits in a way of its own."""
 
 
-def agree(learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound: float, *, count: int) -> None:
+def assert_agreement(
+    learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound: float, *, count: int
+) -> None:
     """Assert that all plans give the loss and the gradient of a loop over the same episodes in the other order."""
     learner.to(dtype)
     episodes = [episode(n).to("cpu", dtype) for n in range(count)]
@@ -29,7 +31,7 @@ def agree(learner: torch.nn.Module, plans: list[Plan], dtype: torch.dtype, bound
 def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
     """Three episodes: in chunks of two; on two threads; on two threads of a chunk each."""
     plans = [Plan("vmap", 2), Plan("loop", 1, abreast=2), Plan("vmap", 2, abreast=2)]
-    agree(learner, plans, torch.float64, 1e-10, count=3)
+    assert_agreement(learner, plans, torch.float64, 1e-10, count=3)
 
 
 def test_what_is_computed_side_by_side_does_not_depend_on_which_thread_is_faster():
@@ -64,7 +66,7 @@ def test_threads_side_by_side_follow_the_learner():
 def test_every_plan_gives_the_same_meta_gradient_in_float32(name):
     """The slow lane asks all learners."""
     plans = [Plan("loop", 3), Plan("vmap", 2), Plan("vmap", 5), Plan("loop", 1, abreast=2)]
-    agree(make(name), plans, torch.float32, 1e-5, count=5)
+    assert_agreement(make(name), plans, torch.float32, 1e-5, count=5)
 
 
 def test_plain_autograd_gives_what_transforms_give_in_half_precision_too(monkeypatch):

@@ -11,12 +11,12 @@ import torch
 from gloo import work_here
 from small import small_config
 
-from pipeline import build, checkpoint, conclude, evaluate, prepare, tracking
+from pipeline import build, checkpoint, conclude, evaluate, prepare, restore, tracking
 from pipeline.config import dump
 from pipeline.errors import InputError
-from pipeline.evaluate import Subject
 from pipeline.judging import Judgement, pooled, score, worst_decile
 from pipeline.learners.learner import Mode
+from pipeline.restore import Subject
 from pipeline.spool import history
 from pipeline.tasks.classification import Classification
 
@@ -42,7 +42,7 @@ def test_interval_is_196_standard_errors():
 
 
 def test_evaluation_is_repeatable_on_any_number_of_threads_and_above_the_untrained_floor(run, threads):
-    subject, found = evaluate.subject_of(checkpoint.best(run)), []
+    subject, found = restore.subject_of(checkpoint.best(run)), []
     for count in (1, 3):
         threads(count)
         found.append(evaluate.evaluate(subject, split="test", episodes=60, workers=1))
@@ -53,7 +53,7 @@ def test_evaluation_is_repeatable_on_any_number_of_threads_and_above_the_untrain
 
 
 def test_the_first_episodes_do_not_depend_on_how_many_there_are(run):
-    config, index, *_ = evaluate.restored(evaluate.subject_of(checkpoint.best(run)))
+    config, index, *_ = restore.restored(restore.subject_of(checkpoint.best(run)))
     sampler = build.sampler(config, index, "test")
     other = build.sampler(config.model_copy(update={"seed": 5}), index, "test")
     assert all(sampler.draw(0, n).classes == other.draw(0, n).classes for n in range(20))
@@ -110,7 +110,7 @@ def test_the_worst_decile_is_the_mean_of_the_lowest_tenth():
 
 
 def test_an_evaluation_as_json(run):
-    found = evaluate.evaluate(evaluate.subject_of(checkpoint.best(run)), split="test", episodes=20, workers=1).as_json()
+    found = evaluate.evaluate(restore.subject_of(checkpoint.best(run)), split="test", episodes=20, workers=1).as_json()
     for mode in Mode:
         told = found[mode.value]
         assert set(told["accuracy"]) == {"mean", "interval", "episodes"}
@@ -139,24 +139,24 @@ def test_the_end_of_a_run_is_told_in_the_tasks_own_figures(tmp_path):
 
 @pytest.mark.ray
 def test_two_workers_give_the_very_same_figures(cluster, run):
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     alone = evaluate.evaluate(subject, split="test", episodes=31, workers=1)
     assert evaluate.evaluate(subject, split="test", episodes=31, workers=2) == alone
 
 
 def test_a_missing_split_or_run_is_an_input_error(run, tmp_path):
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     with pytest.raises(InputError, match="no split 'dev'"):
         evaluate.evaluate(subject, split="dev", episodes=10, workers=1)
     with pytest.raises(InputError, match="at least 2"):
         evaluate.evaluate(subject, split="test", episodes=1, workers=1)
     with pytest.raises(InputError, match="neither a run"):
-        evaluate.find(tmp_path / "nothing", tmp_path)
+        restore.find(tmp_path / "nothing", tmp_path)
 
 
 def test_a_run_is_found_by_id_by_folder_and_by_checkpoint(run):
     best = checkpoint.best(run)
-    found = [evaluate.find(target, run.parent) for target in (run, type(run)(run.name), best)]
+    found = [restore.find(target, run.parent) for target in (run, type(run)(run.name), best)]
     assert found == [best] * 3
 
 
@@ -171,13 +171,13 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_newest(tmp_path, glyphs_root
 
 
 def test_a_learner_of_ones_own_is_evaluated_alike(run):
-    config, _, learner, _ = evaluate.restored(evaluate.subject_of(checkpoint.best(run)))
+    config, _, learner, _ = restore.restored(restore.subject_of(checkpoint.best(run)))
 
     def mine(config, index):
         return learner
 
     subject = Subject(dump(config), "", mine)
-    trained = evaluate.subject_of(checkpoint.best(run))
+    trained = restore.subject_of(checkpoint.best(run))
     figures = [evaluate.evaluate(s, split="test", episodes=8, workers=1).scores for s in (subject, trained)]
     assert figures[0] == figures[1]
 
@@ -190,13 +190,13 @@ def maml(tmp_path_factory, glyphs_root):
 
 
 def test_inner_steps_at_test_time(maml, run):
-    usual, more = (evaluate.subject_of(maml, test_steps=steps) for steps in (None, 4))
+    usual, more = (restore.subject_of(maml, test_steps=steps) for steps in (None, 4))
     found = [evaluate.evaluate(subject, split="test", episodes=12, workers=1) for subject in (usual, more)]
     assert [each.inner_steps for each in found] == [1, 4] and found[0].pooled != found[1].pooled
     with pytest.raises(InputError, match="--test-steps 4: learner.kind = prototype .* takes no inner steps"):
-        evaluate.subject_of(checkpoint.best(run), test_steps=4)
+        restore.subject_of(checkpoint.best(run), test_steps=4)
     with pytest.raises(InputError, match="learner.test_steps = 0"):
-        evaluate.subject_of(maml, test_steps=0)
+        restore.subject_of(maml, test_steps=0)
 
 
 def test_what_is_measured_otherwise_is_kept_under_another_name(maml, tmp_path, monkeypatch):
@@ -204,7 +204,7 @@ def test_what_is_measured_otherwise_is_kept_under_another_name(maml, tmp_path, m
     shutil.copytree(maml.parent.parent, tmp_path / "run")
     path = tmp_path / "run" / "checkpoints" / maml.name
     for steps in (None, 1, 4):
-        subject = evaluate.subject_of(path, test_steps=steps)
+        subject = restore.subject_of(path, test_steps=steps)
         kept = evaluate.keep(evaluate.evaluate(subject, split="test", episodes=2, workers=1), path)
         assert kept and json.loads(kept.read_text())["inner_steps"] == (steps or 1)
     series = [key for key in history(tmp_path / "run").series if key.endswith("inductive/worst_decile")]
@@ -229,7 +229,7 @@ def other_data(tmp_path_factory, glyphs_root):
 
 
 def first_episode(subject: Subject):
-    config, index, _, channels = evaluate.restored(subject)
+    config, index, _, channels = restore.restored(subject)
     drawn = build.sampler(config, index, "test").draw(0, 0)
     return build.reader(config, index, channels).episode(drawn)
 
@@ -238,8 +238,8 @@ def first_episode(subject: Subject):
 def test_other_sizes_and_channels_come_as_the_model_takes_them(run, other_data, size, within):
     """The same samples in colour are the same images; at 20 pixels they are made 16 again, and look alike."""
     path, data = checkpoint.best(run), other_data(size, 3)
-    subjects = evaluate.subject_of(path), evaluate.subject_of(path, data=data)
-    assert evaluate.restored(subjects[1]).index.shape(0) == (size, size, 3)
+    subjects = restore.subject_of(path), restore.subject_of(path, data=data)
+    assert restore.restored(subjects[1]).index.shape(0) == (size, size, 3)
     own, other = (first_episode(subject).query.inputs for subject in subjects)
     assert other.shape == own.shape == (6, 1, 16, 16) and (other - own).abs().mean() < within
     scores = [evaluate.evaluate(subject, split="test", episodes=60, workers=1).scores for subject in subjects]
@@ -252,8 +252,8 @@ def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_dat
     splits = {"train": "test", "validation": "test"}
     work_here(dump(small_config(colour, tmp_path, data=splits, learner={"kind": "prototype"})), str(tmp_path / "run"))
     path = checkpoint.best(tmp_path / "run")
-    own, grey = (evaluate.subject_of(path, data=data, asked={"ways": 4}) for data in (None, glyphs_root))
-    assert evaluate.restored(grey).channels == 3
+    own, grey = (restore.subject_of(path, data=data, asked={"ways": 4}) for data in (None, glyphs_root))
+    assert restore.restored(grey).channels == 3
     figures = [evaluate.evaluate(s, split="test", episodes=20, workers=1).scores[Mode.INDUCTIVE] for s in (own, grey)]
     assert figures[0]["accuracy"].mean == pytest.approx(figures[1]["accuracy"].mean, abs=0.2)
 
@@ -261,34 +261,34 @@ def test_grey_images_for_a_model_of_colour_ones(tmp_path, glyphs_root, other_dat
 def test_where_the_training_data_are_gone_the_checkpoint_says_what_images_they_had(
     run, glyphs_root, other_data, tmp_path
 ):
-    subject = evaluate.subject_of(checkpoint.best(run))
+    subject = restore.subject_of(checkpoint.best(run))
     gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
     moved = subject._replace(config=gone, data=str(glyphs_root))
     found = [evaluate.evaluate(each, split="test", episodes=8, workers=1) for each in (subject, moved)]
     assert found[0] == found[1]
     # In colour and of another size, they are made what the model takes, as where the training data are there.
     colour = str(other_data(20, 3))
-    both = [evaluate.restored(each._replace(data=colour)) for each in (subject, moved)]
+    both = [restore.restored(each._replace(data=colour)) for each in (subject, moved)]
     assert [each.channels for each in both] == [1, 1] and both[0].config.data.size == both[1].config.data.size == 16
     # The base classes of a supervised learner are not among what a checkpoint keeps of its data.
     supervised = small_config(glyphs_root, tmp_path, learner={"kind": "supervised", "samples": 2}, meta={"steps": 1})
     work_here(dump(supervised), str(tmp_path / "run"))
-    subject = evaluate.subject_of(checkpoint.best(tmp_path / "run"), data=Path(colour))
+    subject = restore.subject_of(checkpoint.best(tmp_path / "run"), data=Path(colour))
     gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere", "train": "test"}}
     with pytest.raises(InputError, match="holds no weights of a learner for the images of .* bring back /nowhere"):
-        evaluate.restored(subject._replace(config=gone))
+        restore.restored(subject._replace(config=gone))
 
 
 def test_a_checkpoint_that_does_not_know_its_images_needs_the_training_data(run, glyphs_root, tmp_path):
     saved = checkpoint.load(checkpoint.best(run))
     state = {key: value for key, value in saved.state.items() if key != "images"}
-    subject = evaluate.subject_of(checkpoint.save(tmp_path, saved._replace(state=state)), data=glyphs_root)
-    assert evaluate.restored(subject).channels == 1
+    subject = restore.subject_of(checkpoint.save(tmp_path, saved._replace(state=state)), data=glyphs_root)
+    assert restore.restored(subject).channels == 1
     gone = {**subject.config, "data": {**subject.config["data"], "root": "/nowhere"}}
     with pytest.raises(
         InputError, match="/nowhere is gone, and the checkpoint does not say of what size its images wer"
     ):
-        evaluate.restored(subject._replace(config=gone))
+        restore.restored(subject._replace(config=gone))
 
 
 @pytest.mark.parametrize(
@@ -299,9 +299,9 @@ def test_a_checkpoint_that_does_not_know_its_images_needs_the_training_data(run,
     ],
 )
 def test_images_that_cannot_be_converted_are_an_input_error(run, trained, other, said):
-    config = evaluate.restored(evaluate.subject_of(checkpoint.best(run))).config
+    config = restore.restored(restore.subject_of(checkpoint.best(run))).config
     indexes = [
         SimpleNamespace(root="data", encoder="", shape=lambda row, shape=shape: shape) for shape in (trained, other)
     ]
     with pytest.raises(InputError, match=said):
-        evaluate.read_alike(config, *indexes)
+        restore.read_alike(config, *indexes)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import small_config
 
-from pipeline import build, checkpoint, embed, evaluate, prepare, train
+from pipeline import build, checkpoint, embed, evaluate, prepare, restore, train
 from pipeline.config import parse
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
@@ -122,7 +122,7 @@ def test_runs_where_modalities_are_missing(depth_root, tmp_path, fusion, capsys)
 def test_a_run_is_evaluated_on_data_that_have_its_modalities(depth_root, glyphs_root, tmp_path):
     done = train.fit(config(depth_root, tmp_path, model=LATE, learner={"kind": "prototype"}))
     best = checkpoint.best(done.folder)
-    subject = evaluate.Subject(dict(checkpoint.load(best).config), str(best))
+    subject = restore.Subject(dict(checkpoint.load(best).config), str(best))
     found = evaluate.evaluate(subject._replace(data=str(depth_root)), split="test", episodes=4, workers=1)
     assert 0 <= found.as_json()["inductive"]["accuracy"]["mean"] <= 1
     with pytest.raises(

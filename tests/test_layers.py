@@ -28,6 +28,7 @@ LAYERS = {
         "build_metric",
         "build_amortised",
         "start",
+        "restore",
         "frozen",
         "teacher",
     },

@@ -9,7 +9,7 @@ import torch
 from gloo import work_here
 from small import small_config
 
-from pipeline import build, checkpoint, evaluate, prepare, train
+from pipeline import build, checkpoint, evaluate, prepare, restore, train
 from pipeline.build_mixture import fingerprints, indexes, names
 from pipeline.config import dump, load
 from pipeline.data.images import encode_png
@@ -116,7 +116,7 @@ def test_a_run_tells_what_it_does_on_each_data_set(glyphs_root, noisy, tmp_path,
     assert f"on {own}: accuracy " in done.text and "on noisy: accuracy " in done.text
     told = (done.folder / "spool.jsonl").read_text()
     assert "test/noisy/inductive/accuracy_interval" in told and noisy.fingerprint in told
-    found = evaluate.by_data(evaluate.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1)
+    found = evaluate.by_data(restore.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1)
     assert {name: one.as_json() for name, one in found.items()} == done.result["data"]
     kept = evaluate.keep(found["noisy"], checkpoint.best(done.folder), "noisy")
     assert kept is not None and kept.name.startswith("noisy-test-")

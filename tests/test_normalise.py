@@ -8,7 +8,7 @@ import torch
 from gloo import on_ranks, work_here
 from small import small_config
 
-from pipeline import build, checkpoint, evaluate, start
+from pipeline import build, checkpoint, restore, start
 from pipeline.config import dump
 from pipeline.data import moments as measuring
 from pipeline.data.index import Index
@@ -133,7 +133,7 @@ def test_a_run_keeps_what_was_measured(run, glyphs_root, index, tmp_path, monkey
     newest = checkpoint.latest(run / "checkpoints")
     assert newest.step == 6 and newest.learner["model.standard.mean"].tolist() == pytest.approx(expected.mean)
     for data in (None, glyphs_root):
-        found = evaluate.restored(evaluate.subject_of(checkpoint.best(run), data=data))
+        found = restore.restored(restore.subject_of(checkpoint.best(run), data=data))
         assert of(found.learner).mean.tolist() == pytest.approx(expected.mean)
 
 
@@ -148,14 +148,14 @@ def test_two_workers_and_one_have_the_same_statistics_and_losses(glyphs_root, tm
 
 
 def test_the_untrained_learner_sees_the_same_images(run):
-    subject = evaluate.subject_of(checkpoint.best(run))
-    trained, untrained = (evaluate.restored(each).learner for each in (subject, subject._replace(checkpoint="")))
+    subject = restore.subject_of(checkpoint.best(run))
+    trained, untrained = (restore.restored(each).learner for each in (subject, subject._replace(checkpoint="")))
     assert torch.equal(of(trained).mean, of(untrained).mean) and torch.equal(of(trained).std, of(untrained).std)
 
 
 def test_embedded_features_and_teachers_are_of_normalised_images(run, index, glyphs_root, tmp_path):
     path = checkpoint.best(run)
-    found = evaluate.restored(evaluate.subject_of(path))
+    found = restore.restored(restore.subject_of(path))
     known = frozen_encoder(found.config, index, path)
     assert torch.equal(of(known.encoder).mean, of(found.learner).mean)
     asked = small_config(glyphs_root, tmp_path, **PROTOTYPE, teacher={"start": str(path)})
@@ -166,7 +166,7 @@ def test_embedded_features_and_teachers_are_of_normalised_images(run, index, gly
 
 def test_a_start_brings_its_statistics_and_fits_no_other(run, glyphs_root, index, tmp_path, monkeypatch):
     path = checkpoint.best(run)
-    kept = of(evaluate.restored(evaluate.subject_of(path)).learner)
+    kept = of(restore.restored(restore.subject_of(path)).learner)
     monkeypatch.setattr(start, "moments", lambda *_: pytest.fail("measured, and the start has them"))
     taken = start.started(config_for(glyphs_root, tmp_path, start=str(path)), index, build.learner)
     assert torch.equal(of(taken).mean, kept.mean)

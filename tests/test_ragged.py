@@ -5,7 +5,7 @@ import torch
 from laws import LOOP, run
 from small import LEARNERS, OWN_HEAD, WAYS, gradient, make, ragged, relative, small_config
 
-from pipeline import build, checkpoint, evaluate, train
+from pipeline import build, checkpoint, evaluate, restore, train
 from pipeline.build_shape import evaluation_shape, training_shape
 from pipeline.data.index import Index
 from pipeline.engine import Plan, chunks
@@ -95,10 +95,10 @@ def test_a_run_on_varied_episodes_reports_what_they_were_like(glyphs_root, tmp_p
     assert "2- to 6-way, up to 20 support samples and 3 queries per class, on average" in done.text
     path = checkpoint.best(done.folder)
     fixed = {"ways": 5, "shots": 1, "queries": 2, "shape": {"kind": "fixed"}}
-    found = evaluate.evaluate(evaluate.subject_of(path, asked=fixed), split="test", episodes=4, workers=1)
+    found = evaluate.evaluate(restore.subject_of(path, asked=fixed), split="test", episodes=4, workers=1)
     assert "shape" not in found.as_json() and found.as_json()["ways"] == 5
     tail = {"ways": 5, "shots": 2, "queries": 2, "shape": {"kind": "long_tailed", "imbalance": 3}}
-    found = evaluate.evaluate(evaluate.subject_of(path, asked=tail), split="test", episodes=4, workers=1)
+    found = evaluate.evaluate(restore.subject_of(path, asked=tail), split="test", episodes=4, workers=1)
     assert found.as_json()["inductive"].keys() >= {"accuracy_head", "accuracy_mid", "accuracy_tail"}
     kept = evaluate.keep(found, path)
     assert (

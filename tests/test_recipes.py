@@ -40,7 +40,7 @@ def untold(monkeypatch):
     monkeypatch.setattr(train.tracking.Sender, "stop", lambda self, limit: True)
 
 
-def brief(path: Path, root: Path, runs: Path, *more: str) -> None:
+def assert_trains(path: Path, root: Path, runs: Path, *more: str) -> None:
     done = train.fit(load(path, [f"data.root={root}", f"runs={runs}", *BRIEF, *more]))
     assert done.result["test"]["inductive"]
 
@@ -52,7 +52,7 @@ def test_on_embedded_data(path, glyphs_root, scenes_root, depth_root, tmp_path):
     root = scenes_root if path.parent.name in ("segmentation", "detection") else glyphs_root
     root = depth_root if path.stem == "glyphs-modalities" else root
     is_fixed = load(path).data.shape.kind == "fixed"
-    brief(path, root, tmp_path / "runs", *(FEW if is_fixed else ()))
+    assert_trains(path, root, tmp_path / "runs", *(FEW if is_fixed else ()))
 
 
 @pytest.fixture(scope="module")
@@ -83,4 +83,4 @@ def packed(tmp_path_factory):
 def test_on_real_data(path, packed, tmp_path):
     data = load(path).data
     parts = [{"root": str(packed(Path(part.root).name)), "weight": part.weight} for part in data.mixture]
-    brief(path, packed(Path(data.root).name), tmp_path / "runs", f"data.mixture={json.dumps(parts)}")
+    assert_trains(path, packed(Path(data.root).name), tmp_path / "runs", f"data.mixture={json.dumps(parts)}")

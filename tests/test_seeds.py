@@ -11,7 +11,7 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import archive, conclude, drawing, evaluate, report, seeds, tracking, train
+from pipeline import archive, conclude, drawing, evaluate, report, restore, seeds, tracking, train
 from pipeline.build import learner as built
 from pipeline.config import dump
 from pipeline.data.index import Index
@@ -150,7 +150,7 @@ def test_runs_that_differ_in_more_than_the_seed_or_not_at_all_are_refused(runs):
 def test_each_figure_is_that_of_an_evaluation(runs, nothing_is_sent):
     found = both(runs, "a", "b")
     for number, name in enumerate(("a", "b")):
-        subject = evaluate.subject_of(evaluate.find(Path(name), runs))
+        subject = restore.subject_of(restore.find(Path(name), runs))
         alone = evaluate.evaluate(subject, **ASKED).as_json()
         for mode in Mode:
             by_metric = found.spreads()[mode.value]

@@ -10,7 +10,7 @@ from gloo import work_here
 from safetensors.torch import save_file
 from small import small_config
 
-from pipeline import build, checkpoint, conclude, evaluate
+from pipeline import build, checkpoint, conclude, evaluate, restore
 from pipeline.config import dump, load
 from pipeline.data.index import Index
 from pipeline.errors import InputError
@@ -245,7 +245,7 @@ def test_a_run_goes_on_and_is_evaluated_without_what_it_started_from(tmp_path, g
     for path in checkpoint.all_in(tmp_path / "run" / "checkpoints")[1:]:
         shutil.rmtree(path)
     work_here(dump(config), str(tmp_path / "run"))
-    subject = evaluate.subject_of(checkpoint.best(tmp_path / "run"))
+    subject = restore.subject_of(checkpoint.best(tmp_path / "run"))
     assert evaluate.evaluate(subject, split="test", episodes=2, workers=1).step == 2
     with pytest.raises(InputError, match="gone: no safetensors file"):
-        evaluate.restored(subject._replace(checkpoint=""))
+        restore.restored(subject._replace(checkpoint=""))

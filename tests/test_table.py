@@ -7,7 +7,7 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import checkpoint, cli, evaluate, prepare, report, table
+from pipeline import checkpoint, cli, evaluate, prepare, report, restore, table
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError
@@ -52,7 +52,7 @@ def test_every_cell_is_an_evaluation(runs, glyphs_root, other):
     found = table.table(BOTH, runs, data=columns, progress=lambda *at: counted.append(at), **ASKED)
     assert counted == [(number, 6) for number in range(7)]
     path = checkpoint.best(runs / "prototypes")
-    own = evaluate.evaluate(evaluate.subject_of(path), split="test", episodes=6, workers=1)
+    own = evaluate.evaluate(restore.subject_of(path), split="test", episodes=6, workers=1)
     assert found.rows[1].told["data test"][Mode.INDUCTIVE.value] == own.as_json()[Mode.INDUCTIVE.value]
     # Another data set's split `train` is measured as any other: nothing of it was trained on.
     assert found.rows[1].told["elsewhere train"]["queries"] == 2

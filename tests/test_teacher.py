@@ -10,7 +10,7 @@ from gloo import work_here
 from small import small_config
 from tars import picture, write_tar
 
-from pipeline import build, checkpoint, evaluate, prepare
+from pipeline import build, checkpoint, evaluate, prepare, restore
 from pipeline.config import dump
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
@@ -182,5 +182,5 @@ def test_a_student_is_trained_saved_and_evaluated_without_its_teacher(config, tm
     again = checkpoint.load(steps[-1]).learner
     assert all(torch.equal(again[name], value) for name, value in last.items())
     shutil.rmtree(tmp_path / "teacher")
-    subject = evaluate.subject_of(checkpoint.best(tmp_path / "run"))
+    subject = restore.subject_of(checkpoint.best(tmp_path / "run"))
     assert evaluate.evaluate(subject, split="test", episodes=2, workers=1).scores

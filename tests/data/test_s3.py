@@ -10,7 +10,7 @@ from gloo import work_here
 from s3 import SECRET, put
 from small import small_config
 
-from pipeline import checkpoint, evaluate, prepare, show
+from pipeline import checkpoint, evaluate, prepare, restore, show
 from pipeline.cli import app
 from pipeline.config import dump, load
 from pipeline.data import remote
@@ -48,7 +48,7 @@ def test_a_run_is_the_same_to_the_last_bit(s3, bucket, glyphs_root, tmp_path):
     assert here.keys() == there.keys() and all(here[name].equal(there[name]) for name in here)
     found = []
     for name, other in (("here", Url(bucket)), ("there", None), ("there", glyphs_root)):
-        subject = evaluate.subject_of(evaluate.find(tmp_path / name, tmp_path), data=other)
+        subject = restore.subject_of(restore.find(tmp_path / name, tmp_path), data=other)
         found.append(evaluate.evaluate(subject, split="test", episodes=4, workers=1).as_json()["inductive"])
     assert found[0] == found[1] == found[2]
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and SECRET.encode() in file.read_bytes()]

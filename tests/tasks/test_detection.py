@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from laws import is_slope, plans_agree, ranks_agree, reaches_every_parameter
+from laws import assert_every_parameter_is_reached, assert_plans_agree, assert_ranks_agree, assert_slope
 from small import relative, small_config
 
-from pipeline import build, checkpoint, evaluate, train
+from pipeline import build, checkpoint, evaluate, restore, train
 from pipeline.data.index import Index
 from pipeline.engine import Plan
 from pipeline.episode import Batch, Episode
@@ -85,23 +85,23 @@ def learner(request, scenes_root, tmp_path):
 def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
     """Although the episodes have other numbers of boxes, some of them not to be looked at."""
     episodes = [noise(number) for number in range(3)]
-    plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
+    assert_plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
 
 
 def test_every_parameter_gets_a_gradient(learner):
-    reaches_every_parameter(learner, noise(0))
+    assert_every_parameter_is_reached(learner, noise(0))
 
 
 def test_the_meta_gradient_is_that_of_its_value(scenes_root, tmp_path):
     config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
-    is_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-6, rel=1e-3)
+    assert_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-6, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["maml", "prototypes"])
 def test_two_workers_and_one_end_with_the_same_losses(scenes_root, tmp_path, name):
     config = config_for(scenes_root, tmp_path, learner=LEARNERS[name], meta={"precision": "float64", "batch": 3})
-    ranks_agree(config, tmp_path)
+    assert_ranks_agree(config, tmp_path)
 
 
 def test_padding_changes_nothing():
@@ -261,7 +261,7 @@ def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
     assert found["coco_map"].keys() == {"mean", "interval", "episodes"} and "ap50 " in done.text
     assert history(done.folder).series["test/inductive/coco_ap50"]
     alone = evaluate.evaluate(
-        evaluate.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
+        restore.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
     ).as_json()
     assert alone["inductive"] == found
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 from gloo import work_here
-from laws import is_slope, plans_agree, ranks_agree, reaches_every_parameter
+from laws import assert_every_parameter_is_reached, assert_plans_agree, assert_ranks_agree, assert_slope
 from small import small_config
 
-from pipeline import build, checkpoint, evaluate, train
+from pipeline import build, checkpoint, evaluate, restore, train
 from pipeline.build_task import task
 from pipeline.config import dump
 from pipeline.data.index import Index
@@ -90,7 +90,7 @@ def of_model(request, scenes_root, tmp_path):
 
 def test_chunks_under_vmap_and_side_by_side_give_the_meta_gradient_of_a_loop(learner):
     episodes = [noise(number) for number in range(3)]
-    plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
+    assert_plans_agree(learner, [Plan("vmap", 2), Plan("loop", 1, abreast=2)], episodes)
 
 
 @pytest.mark.parametrize("layout", ["last", "first"])
@@ -106,31 +106,31 @@ def test_one_image_has_the_meta_gradient_of_a_loop_too(scenes_root, tmp_path, sh
             Batch(*(part[1 : 1 + queries] for part in query)),
         )
         episodes.append(Episode(*parts, *rest))
-    plans_agree(learner, [Plan("vmap", 2, layout)], episodes)
+    assert_plans_agree(learner, [Plan("vmap", 2, layout)], episodes)
 
 
 def test_every_model_has_the_meta_gradient_of_a_loop_under_vmap(of_model):
-    plans_agree(of_model, [Plan("vmap", 2)], [noise(number) for number in range(2)])
+    assert_plans_agree(of_model, [Plan("vmap", 2)], [noise(number) for number in range(2)])
 
 
 def test_every_parameter_of_a_model_gets_a_gradient(of_model):
-    reaches_every_parameter(of_model, noise(0))
+    assert_every_parameter_is_reached(of_model, noise(0))
 
 
 def test_every_parameter_gets_a_gradient(learner):
-    reaches_every_parameter(learner, noise(0))
+    assert_every_parameter_is_reached(learner, noise(0))
 
 
 def test_the_meta_gradient_is_that_of_its_value(scenes_root, tmp_path):
     config = config_for(scenes_root, tmp_path, meta={"precision": "float64"})
     learner = build.learner(config, Index.open(scenes_root))
-    is_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-5, rel=1e-4)
+    assert_slope(learner, noise(0), learner.model.get_parameter("encoder.first.conv.weight"), apart=1e-5, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ["maml", "panet"])
 def test_two_workers_and_one_end_with_the_same_losses(scenes_root, tmp_path, name):
     config = config_for(scenes_root, tmp_path, learner=LEARNERS[name], meta={"precision": "float64", "batch": 3})
-    ranks_agree(config, tmp_path)
+    assert_ranks_agree(config, tmp_path)
 
 
 def test_cross_entropy_by_hand():
@@ -394,7 +394,7 @@ def test_a_run_is_whole(scenes_root, tmp_path, monkeypatch):
     told = history(done.folder).series
     assert told["test/inductive/miou"] and told["test/inductive/miou_interval"]
     alone = evaluate.evaluate(
-        evaluate.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
+        restore.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
     ).as_json()
     assert alone["inductive"] == found
 

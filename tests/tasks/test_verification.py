@@ -11,7 +11,7 @@ import yaml
 from gloo import work_here
 from small import episode, gradient, make, relative, small_config
 
-from pipeline import build, checkpoint, cli, evaluate, pair_protocol, prepare, train
+from pipeline import build, checkpoint, cli, evaluate, pair_protocol, prepare, restore, train
 from pipeline.build_task import task
 from pipeline.config import dump, load
 from pipeline.data.index import Index
@@ -263,7 +263,7 @@ def test_a_run_is_whole(glyphs_root, tmp_path, untold, name):
     assert found["eer"].keys() == {"mean", "interval", "episodes"}
     assert history(done.folder).series["test/inductive/tar_at_far_1e-2_interval"]
     alone = evaluate.evaluate(
-        evaluate.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
+        restore.subject_of(checkpoint.best(done.folder)), split="test", episodes=4, workers=1
     ).as_json()
     assert alone["inductive"] == found
 
@@ -370,7 +370,7 @@ def test_mirrored_features_are_the_mean_of_both(people, run):
     from pipeline.frozen import frozen_encoder
 
     path = checkpoint.best(run)
-    found = evaluate.restored(evaluate.subject_of(path))
+    found = restore.restored(restore.subject_of(path))
     encoder = frozen_encoder(found.config, found.index, path).encoder
     reader, rows = build.reader(found.config, found.index), np.array([0, 5, 9])
     both = pair_protocol.embedded(encoder, reader, rows, mirror=True)
