@@ -41,6 +41,7 @@ def train(
     from pipeline import config as configs
     from pipeline import seeds as several
     from pipeline import train as verb
+    from pipeline.run_folder import found_run
     from pipeline.watch import watching
 
     chosen = configs.load(config, overrides or [])
@@ -57,7 +58,7 @@ def train(
         raise InputError(f"--resume {resume} with --run {run}: one of them")
     name = "" if resume is not None else run or os.environ.get(verb.RUN_ENV, "")
     if name:
-        folder = verb.found_run(chosen, name)
+        folder = found_run(chosen, name)
     else:
         folder = None if resume is None else resume if resume.exists() else chosen.runs / resume
     finished = verb.fit(chosen, resume=folder, name=name, allow_change=allow_change, watch=watching)

@@ -13,9 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import build, checkpoint, prepare, restore
+from pipeline import build, checkpoint, restore
 from pipeline import config as configs
+from pipeline.data import fragments
 from pipeline.data import pack as packing
+from pipeline.data.claim import claim
+from pipeline.data.fragments import CLASS_FIELD
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.merge import merge
@@ -24,6 +27,7 @@ from pipeline.data.source import Sample
 from pipeline.errors import InputError
 from pipeline.frozen import Frozen, frozen_encoder
 from pipeline.schema.run import RunConfig
+from pipeline.session import Progress, silent
 
 BATCH = 128
 """Samples that are embedded at once."""
@@ -36,7 +40,7 @@ def embed(
     data: Root | None = None,
     config: Path | None = None,
     runs: Path = Path("runs"),
-    progress: prepare.Progress = prepare.silent,
+    progress: Progress = silent,
 ) -> Index:
     """Embed every sample of a packed data set once, by the norm statistics of the run, write the features and open their index.
 
@@ -56,23 +60,23 @@ def embed(
     known, channels = frozen_encoder(asked, trained, path), trained.shape(0)[2]
     asked = restore.read_alike(asked, trained, index)
     dest = out.absolute()
-    prepare.claim(dest, hashlib.sha256(f"{known.sha256} {index.fingerprint}".encode()).hexdigest())
+    claim(dest, hashlib.sha256(f"{known.sha256} {index.fingerprint}".encode()).hexdigest())
     names = [f"shard-{number:06d}.tar" for number in range(len(index.shards))]
     reader, done = build.reader(asked, index, channels), 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, labels = known.encoder.to(device), _labels(index)
     for name, rows in zip(names, _rows_by_shard(index), strict=True):
-        if prepare.current(dest, name, prepare.CLASS_FIELD) is None:
+        if fragments.current(dest, name, CLASS_FIELD) is None:
             samples = _samples(encoder, reader, rows, labels, partial(_counted, progress, done, len(index)))
             packing.write_shard(dest / name, samples, store="raw", size=None, channels=None)
-            if faults := prepare.fragment_faults(dest, name, prepare.CLASS_FIELD):
+            if faults := fragments.faults(dest, name, CLASS_FIELD):
                 raise InputError(faults[0])
         done += len(rows)
         progress(done, len(index))
     origin = {"encoder": {"sha256": known.sha256, **known.settings, "from": str(path), "images_of": index.fingerprint}}
     splits = {name: [index.class_names[number] for number in ids] for name, ids in index.splits.items()}
-    fragments = prepare.fragments(dest, names, prepare.CLASS_FIELD)
-    return merge(dest, fragments, name=index.name, splits=splits, origin={**index.manifest["origin"], **origin})
+    tars = fragments.known(dest, names, CLASS_FIELD)
+    return merge(dest, tars, name=index.name, splits=splits, origin={**index.manifest["origin"], **origin})
 
 
 def _asked(target: Path, config: Path | None, runs: Path) -> tuple[Path, RunConfig, Mapping[str, Any] | None]:
@@ -96,7 +100,7 @@ def _rows_by_shard(index: Index) -> list[np.ndarray]:
     return np.split(order, np.searchsorted(index.shard_of[order], range(1, len(index.shards))))
 
 
-def _counted(progress: prepare.Progress, before: int, total: int, done: int) -> None:
+def _counted(progress: Progress, before: int, total: int, done: int) -> None:
     progress(before + done, total)
 
 

@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import TypeVar
 
-from pipeline.data import layouts
+from pipeline.data import fragments, layouts
 from pipeline.data import pack as packing
 from pipeline.data import pairs as pairing
 from pipeline.data import splits as splitting
 from pipeline.data import verify as verifying
+from pipeline.data.claim import claim, release
+from pipeline.data.files import make_folder
+from pipeline.data.fragments import CLASS_FIELD
 from pipeline.data.index import Index
-from pipeline.data.merge import Fragment, fragment_of, merge, read_fragment, write_file, write_fragment
+from pipeline.data.merge import merge
 from pipeline.data.modalities import named
 from pipeline.data.root import Root, root_of
-from pipeline.data.scan import scan
 from pipeline.data.source import Sample, Source
 from pipeline.errors import InputError
-from pipeline.session import connected
+from pipeline.session import Progress, each, silent
 
 STORES = ("raw", "encoded")
-CLASS_FIELD = "class"
 OTHERS_RULE = "train=0.9,val=0.1"
 """How the persons are split that do not occur in the fold that is held out."""
-_RECEIPT = "pack.json"
-
-Progress = Callable[[int, int], None]
-Result = TypeVar("Result")
-
-
-def silent(done: int, total: int) -> None:
-    """Progress that nobody watches."""
 
 
 def pack(
@@ -88,11 +79,11 @@ def pack(
     names = [f"shard-{number:06d}.tar" for number in range(len(shards))]
     jobs = [(dest, name, samples, form, planes) for name, samples in zip(names, shards, strict=True)]
     try:
-        _each(_pack_shard, jobs, workers=workers, progress=progress)
+        each(_pack_shard, jobs, workers=workers, progress=progress)
     except InputError:
-        _release(dest)
+        release(dest)
         raise
-    found = fragments(dest, names, CLASS_FIELD, planes)
+    found = fragments.known(dest, names, CLASS_FIELD, planes)
     return merge(dest, found, name=data.name, splits=chosen, origin=origin, pairs=data.pairs)
 
 
@@ -123,13 +114,13 @@ def index(
         raise InputError("no splits: give --splits FOLDER or --rule train=0.64,val=0.16,test=0.2")
     planes = () if modalities is None else named(modalities)
     _refuse_others(root, planes)
-    _make_folder(root)
+    make_folder(root)
     jobs = [(root, name, class_field, planes) for name in names]
-    results = _each(fragment_faults, jobs, workers=workers, progress=progress)
+    results = each(fragments.faults, jobs, workers=workers, progress=progress)
     if faults := [fault for found in results for fault in found]:
         more = f" (and {len(faults) - 1} more faults; metashard verify lists them)" if len(faults) > 1 else ""
         raise InputError(faults[0] + more)
-    found = fragments(root, names, class_field, planes)
+    found = fragments.known(root, names, class_field, planes)
     class_names = sorted({label for f in found for label in f.table["label"].unique().to_pylist()})
     chosen, origin = _splits(class_names, splits, rule, seed, {})
     return merge(root, found, name=root.name, splits=chosen, origin=origin)
@@ -160,7 +151,7 @@ def verify(
         return [str(error), *verifying.faults_without_index(tars, class_field=class_field)]
     faults = list(verifying.index_faults(opened, samples_per_class=samples_per_class))
     jobs = [(opened, number) for number in range(len(opened.shards))]
-    for found in _each(verifying.shard_faults, jobs, workers=workers, progress=progress):
+    for found in each(verifying.shard_faults, jobs, workers=workers, progress=progress):
         faults += found
     if splits is not None:
         faults += splitting.faults(splitting.read_files(splits), opened.class_names, str(splits))
@@ -236,32 +227,6 @@ def _held_out(
     return chosen, {"splits": "pairs", "fold": fold, "rule": rule, "seed": seed}
 
 
-def claim(dest: Path, identity: str) -> None:
-    """Make `dest` the place of a pack, or recognise that this one was begun there; `identity` tells packs apart."""
-    _make_folder(dest)
-    receipt = dest / _RECEIPT
-    if receipt.is_file():
-        try:
-            known = json.loads(receipt.read_bytes())["identity"]
-        except (ValueError, KeyError, TypeError):
-            known = "damaged"
-        if known != identity:
-            raise InputError(
-                f"{dest}: holds a pack of other images or options, or another encoder's; choose another place or delete it"
-            )
-    elif any(dest.iterdir()):
-        raise InputError(f"{dest}: is not empty and holds no pack; choose another place")
-    else:
-        write_file(receipt, json.dumps({"identity": identity}).encode())
-
-
-def _release(dest: Path) -> None:
-    """Give back the place of a pack that failed before any of its tars was whole, so that other options can be tried there."""
-    receipt = dest / _RECEIPT
-    if list(dest.iterdir()) == [receipt]:
-        receipt.unlink()
-
-
 def _refuse_others(root: Path, planes: Sequence[str]) -> None:
     """Tars do not say whose features they hold, so that an index made of them alone would take these for images; nor what pairs
     there are of their images. Modalities that the index has and nobody names would be lost."""
@@ -275,15 +240,6 @@ def _refuse_others(root: Path, planes: Sequence[str]) -> None:
         raise InputError(f"{root}: holds {lost[0]} too; give --modalities {','.join(known.modalities)}")
     if known.encoder:
         raise InputError(f"{root}: holds features, whose index metashard embed makes; run that again")
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path}: folder cannot be made ({error.strerror}); choose another one") from None
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{path}: folder cannot be written; choose another one")
 
 
 def _tars(given: Sequence[str | Path]) -> list[Path]:
@@ -304,81 +260,8 @@ def _tars(given: Sequence[str | Path]) -> list[Path]:
 
 
 def _pack_shard(dest: Path, name: str, samples: Sequence[Sample], form: Mapping, planes: Sequence[str]) -> None:
-    if current(dest, name, CLASS_FIELD, planes) is not None:
+    if fragments.current(dest, name, CLASS_FIELD, planes) is not None:
         return
     packing.write_shard(dest / name, samples, **form)
-    if faults := fragment_faults(dest, name, CLASS_FIELD, planes):
-        raise InputError(faults[0])
-
-
-def current(root: Path, name: str, class_field: str, planes: Sequence[str] = ()) -> Fragment | None:
-    """The stored fragment of a tar, if the tar has not changed since and the same class and modalities were looked for."""
-    fragment = read_fragment(root, name)
-    path = root / name
-    if fragment is None or not path.exists():
-        return None
-    if (fragment.class_field, tuple(fragment.planes)) != (class_field, tuple(planes)):
-        return None
-    status = path.stat()
-    return fragment if (fragment.shard.bytes, fragment.modified_ns) == (status.st_size, status.st_mtime_ns) else None
-
-
-def fragments(root: Path, names: Sequence[str], class_field: str, planes: Sequence[str] = ()) -> list[Fragment]:
-    """What is known of these tars, all of which were scanned."""
-    found = []
-    for name in names:
-        if (fragment := current(root, name, class_field, planes)) is None:
-            raise InputError(f"{root / name}: changed while it was indexed; leave the tars alone and start again")
-        found.append(fragment)
-    return found
-
-
-def fragment_faults(root: Path, name: str, class_field: str, planes: Sequence[str] = ()) -> list[str]:
-    """Scan a tar unless its fragment is current; store the fragment, or tell the faults."""
-    if current(root, name, class_field, planes) is not None:
-        return []
-    try:
-        modified_ns = (root / name).stat().st_mtime_ns
-    except OSError as error:
-        raise InputError(f"{root / name}: cannot be read ({error.strerror})") from None
-    scanned = scan(root / name, class_field=class_field, modalities=planes)
-    if scanned.faults or scanned.store is None:
-        return scanned.faults or [f"{name}: holds no sample; leave it out"]
-    write_fragment(root, fragment_of(name, scanned, class_field=class_field, modified_ns=modified_ns))
-    return []
-
-
-def _attempt(function: Callable[..., Result], job: tuple) -> Result | InputError:
-    # Ray would wrap the error in its traceback; as a value it stays one line.
-    try:
-        return function(*job)
-    except InputError as error:
-        return error
-
-
-def _each(function: Callable[..., Result], jobs: Sequence[tuple], *, workers: int, progress: Progress) -> list[Result]:
-    """The function's results in the jobs' order, from this process or from Ray tasks."""
-    if workers == 1 or len(jobs) < 2:
-        results = []
-        for done, job in enumerate(jobs, 1):
-            results.append(function(*job))
-            progress(done, len(jobs))
-        return results
-    import ray  # a second that small data need not pay
-
-    with connected(workers):
-        task = ray.remote(_attempt)
-        found: dict[int, Result] = {}
-        running: dict = {}
-        waiting = list(enumerate(jobs))[::-1]
-        while waiting or running:
-            while waiting and len(running) < 2 * workers:
-                number, job = waiting.pop()
-                running[task.remote(function, job)] = number
-            for reference in ray.wait(list(running))[0]:
-                result = ray.get(reference)
-                if isinstance(result, InputError):
-                    raise result
-                found[running.pop(reference)] = result
-                progress(len(found), len(jobs))
-        return [found[number] for number in range(len(jobs))]
+    if found := fragments.faults(dest, name, CLASS_FIELD, planes):
+        raise InputError(found[0])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from pipeline import build, evaluate, restore, session, spool, tracking, train
+from pipeline.archive import CONFIG_FILE
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.conclude import RESULT_FILE as RUN_RESULT_FILE
@@ -136,7 +137,7 @@ def earlier(config: RunConfig, make_learner: MakeLearner) -> Path | None:
         **train.maker(make_learner),
     }
     found = []
-    for file in config.runs.glob(f"*/{train.CONFIG_FILE}"):
+    for file in config.runs.glob(f"*/{CONFIG_FILE}"):
         if not _is_config(file, config):
             continue
         past = spool.history(file.parent)

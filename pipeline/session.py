@@ -8,12 +8,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
-from typing import Any
+from typing import TypeVar
 
 from pipeline.errors import InputError
 
+Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 _LOOK_S = 0.2
 ONE_CPU = MappingProxyType({"CPU": 1.0})
+
+
+def silent(done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 def cpus() -> int:
@@ -78,16 +84,38 @@ def _lack(workers: int, each: Mapping[str, float], kind: str, have: float, where
     )
 
 
-def each(function: Callable[..., Any], calls: Sequence[tuple], *, workers: int) -> list[Any]:
-    """`function(*call)` for every call, as Ray tasks of one CPU each; results in the order of the calls."""
+def each(
+    function: Callable[..., Result], calls: Sequence[tuple], *, workers: int, progress: Progress = silent
+) -> list[Result]:
+    """`function(*call)` for every call, in this process or as Ray tasks of one CPU each, at most two for every worker under way;
+    results in the order of the calls. `progress(done, total)` counts them.
+
+    Raises:
+        InputError: that of the first call that has one.
+    """
+    found: dict[int, Result] = {}
+    if workers == 1 or len(calls) < 2:
+        for number, call in enumerate(calls):
+            found[number] = function(*call)
+            progress(len(found), len(calls))
+        return list(found.values())
     import ray
     from ray.exceptions import RayTaskError
 
     with connected(workers):
         remote = ray.remote(num_cpus=1, max_retries=2)(function)
-        try:
-            return ray.get([remote.remote(*call) for call in calls])
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise InputError(str(error.cause)) from error
-            raise
+        waiting, running = list(enumerate(calls))[::-1], {}
+        while waiting or running:
+            while waiting and len(running) < 2 * workers:
+                number, call = waiting.pop()
+                running[remote.remote(*call)] = number
+            for reference in ray.wait(list(running))[0]:
+                try:
+                    found[running.pop(reference)] = ray.get(reference)
+                except RayTaskError as error:
+                    # Ray would tell the error in the words of its traceback.
+                    if isinstance(error.cause, InputError):
+                        raise InputError(str(error.cause)) from error
+                    raise
+                progress(len(found), len(calls))
+    return [found[number] for number in range(len(calls))]

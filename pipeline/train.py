@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import secrets
 import signal
-import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 
 from pipeline import build, checkpoint, failures, mirror, preflight, tracking
-from pipeline.archive import CONFIG_FILE, STOP_FILE, Folder
+from pipeline.archive import STOP_FILE, Folder
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import indexes
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
-from pipeline.config import differences, dump
+from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.data.mixture import Mixture
-from pipeline.data.root import Url
 from pipeline.data.sampler import assign
-from pipeline.distant import beside_driver
 from pipeline.errors import InputError, RunFailed
-from pipeline.lease import Lease
 from pipeline.loop import ASKED
+from pipeline.ray_groups import on_ray
+from pipeline.run_folder import new_folder, new_run, resumed_run, take
 from pipeline.schema.run import RunConfig
 from pipeline.session import connected
 from pipeline.start import provenance, started
@@ -43,12 +36,6 @@ MAKER = "make_learner"
 """The tag that says who made the learner, where it was not the config."""
 RUN_ENV = "METASHARD_RUN"
 """The variable in which a cluster's job finds its run id."""
-COLLECTIVE_S = 60
-"""Seconds by which a collective waits longer than the watchdog, besides as long again."""
-GROUP_START_S, ELASTIC_START_S = 60, 10
-"""Seconds that Ray Train waits for room for its workers before it tries anew: Ray learns of a lost node late, and an elastic
-group that counted on it should soon be content with less."""
-_GROUP_START_ENV = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 DRAINED = 75
 """The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
@@ -97,7 +84,7 @@ def fit(
     is_alone = config.workers.is_alone
     with ExitStack() as held:
         if not is_new:
-            _take(held, folder, copy)
+            take(held, folder, copy)
             resumed_run(config, folder, allow_change=allow_change)
         if not is_alone:
             needs = config.workers.needs
@@ -105,7 +92,7 @@ def fit(
             preflight.check(config, uri)
         if is_new:
             new_run(config, folder.name)
-            _take(held, folder, copy)
+            take(held, folder, copy)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
         tell_start(folder, config, index, origins)
@@ -117,7 +104,7 @@ def fit(
         status = "FAILED"
         try:
             with watch(folder, config.meta.steps), _stoppable(folder) as signals:
-                _here(folder, config, make_learner) if is_alone else _on_ray(folder, config, make_learner)
+                _here(folder, config, make_learner) if is_alone else on_ray(folder, config, make_learner)
             for failure in failures.since_start(folder):
                 print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
             if said := failures.stubborn(folder):
@@ -201,180 +188,8 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     return index
 
 
-def new_folder(config: RunConfig, name: str = "") -> Path:
-    """Where a run under `runs` is to be, called as the config and the time if it has no name yet."""
-    return config.runs / (name or f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
-
-
-def new_run(config: RunConfig, name: str = "") -> Path:
-    """The folder of a new run, made with its config; it may be there, of a run killed before it had one."""
-    run = new_folder(config, name)
-    try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _keep(config, run)
-    except OSError as error:
-        raise InputError(f"runs = {config.runs}: {error.strerror}; name a folder that can be written") from error
-    return run
-
-
-def _take(held: ExitStack, run: Path, copy: Url | None) -> None:
-    """Be the run's only driver until `held` is closed; where it has a copy in a store, go on from that if it is newer.
-
-    Raises:
-        InputError: another driver trains it, it is no run, or the store cannot be used.
-    """
-    if not (run / CONFIG_FILE).exists() and not (copy and mirror.is_known(copy)):
-        raise no_run(run, f"it has no {CONFIG_FILE}")
-    if copy is None:
-        held.enter_context(Lease(run, lost=_taken_over))
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    # On one machine several folders may be copies of the run: the lock of one says nothing of the others.
-    board, host = mirror.StoreBoard(copy), f"{socket.gethostname()}:{run.absolute()}"
-    lease = held.enter_context(Lease(run, lost=_taken_over, board=board, host=host))
-    mirror.bring(run, copy, before=lease.before)
-    mirror.held(run, copy, lease.nonce)
-
-
-def no_run(run: Path, why: object) -> InputError:
-    """What is said of a folder that a person takes for a run's."""
-    return InputError(f"--resume {run}: not a run's folder ({why}); `metashard runs` lists them")
-
-
-def found_run(config: RunConfig, name: str) -> Path | None:
-    """The folder of the run of this id, if it was begun.
-
-    Raises:
-        InputError: the id cannot be a folder's name.
-    """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise InputError(f"run id {name!r}: letters, digits, '.', '_' and '-' only")
-    folder = config.runs / name
-    return folder if (folder / CONFIG_FILE).exists() else None
-
-
-def resumed_run(config: RunConfig, run: Path, *, allow_change: bool = False) -> None:
-    """See that the config of a run to go on with is this one, or keep this one if another one is allowed.
-
-    Raises:
-        InputError: it is not a run, or its config differs; the differences are named.
-    """
-    try:
-        stored = yaml.safe_load((run / CONFIG_FILE).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise no_run(run, error) from error
-    if changed := differences(stored, dump(config)):
-        said = f"--resume {run}: its config is another one: {'; '.join(changed)}"
-        if not allow_change:
-            raise InputError(f"{said}; undo that, start a new run, or say --allow-change")
-        print(f"{said}; going on with the new one", file=sys.stderr)
-        _keep(config, run)
-
-
-def _keep(config: RunConfig, run: Path) -> None:
-    """Write the config where a resume looks for it; whoever is killed meanwhile leaves the old one or none."""
-    partial = run / f".{CONFIG_FILE}.partial"
-    partial.write_text(yaml.safe_dump(dump(config), sort_keys=False))
-    partial.replace(run / CONFIG_FILE)
-
-
-def _taken_over() -> None:
-    """Another driver goes on with the run: this one must not write into it any more, not even to save."""
-    print("metashard: another driver has taken this run over; ending", file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 def _here(folder: Path, config: RunConfig, make_learner: MakeLearner) -> None:
     """One worker, in this process."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Folder(folder) as archive:
         work(Job(dump(config), archive, make_learner), device=device)
-
-
-def _ray_worker(settings: dict[str, Any]) -> None:
-    import ray.train.torch
-
-    work(settings["job"], device=ray.train.torch.get_device(), leaving=_leaving)
-
-
-def _leaving() -> frozenset[str]:
-    """The nodes of this group that will be taken away, as Ray has been told; a barrier."""
-    import ray.train
-
-    info = ray.train.get_preemption_info()
-    return frozenset(info.preempted_node_ids) if info else frozenset()
-
-
-def _in_thread(function: Callable[[], object]) -> None:
-    """Run it in a thread: in the main thread Ray would take SIGINT for itself, and end the process without a word.
-
-    The thread is a daemon, so that a second Ctrl-C need not wait for it.
-    """
-    failed: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-
-
-def _on_ray(folder: Path, config: RunConfig, make_learner: MakeLearner) -> None:
-    with beside_driver(folder) as archive:
-        _in_groups(Job(dump(config), archive, make_learner), folder, config)
-
-
-def _in_groups(job: Job, folder: Path, config: RunConfig) -> None:
-    """One Ray Train run; Ray starts the group anew when a worker dies, and our own checkpoints say where to go on."""
-    import ray
-    from ray.train import FailureConfig, ScalingConfig
-    from ray.train import RunConfig as RayRunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
-
-    workers = config.workers
-    start_s = ELASTIC_START_S if workers.is_elastic else GROUP_START_S
-    os.environ[_GROUP_START_ENV] = str(start_s)  # Ray Train has no other way to be told
-    has_gpus = ray.cluster_resources().get("GPU", 0) >= workers.least
-    gpus = float(has_gpus) if workers.gpus is None else workers.gpus
-    trainer = TorchTrainer(
-        _ray_worker,
-        train_loop_config={"job": job},
-        # The watchdog comes first: it says where the ranks are, which a collective that gave up does not.
-        torch_config=TorchConfig(
-            backend=None if workers.backend == "auto" else workers.backend,
-            timeout_s=2 * workers.step_timeout_s + COLLECTIVE_S,
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=(workers.least, workers.most) if workers.is_elastic else workers.count,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": workers.cpus, **({"GPU": gpus} if gpus else {})},
-            placement_strategy=workers.placement.upper(),
-            elastic_resize_monitor_interval_s=workers.resize_s,
-        ),
-        run_config=RayRunConfig(
-            # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
-            name=f"ray-{secrets.token_hex(4)}",
-            storage_path=str(folder.absolute() / "ray"),
-            failure_config=FailureConfig(
-                max_failures=workers.max_failures,
-                controller_failure_limit=math.ceil(workers.replace_s / start_s),
-            ),
-        ),
-    )
-    try:
-        _in_thread(trainer.fit)
-    except ControllerError as error:
-        said = str(error.controller_failure).partition(chr(10))[0]
-        raise RunFailed(f"{folder}: the workers did not start again ({said}); add nodes, then resume it") from error
-    except TrainingFailedError as error:
-        for failure in getattr(error, "worker_failures", {}).values():
-            if isinstance(failure, InputError):
-                raise InputError(str(failure)) from error
-        raise

@@ -44,6 +44,8 @@ LAYERS = {
         "embed",
         "pair_protocol",
         "train",
+        "run_folder",
+        "ray_groups",
         "report",
         "show",
         "drawing",

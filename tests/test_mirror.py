@@ -13,7 +13,7 @@ from gloo import work_here
 from small import small_config
 
 from pipeline import checkpoint, lease, mirror, preflight, report, train
-from pipeline.archive import Folder
+from pipeline.archive import CONFIG_FILE, Folder
 from pipeline.cli import app
 from pipeline.config import dump
 from pipeline.data import remote
@@ -68,7 +68,7 @@ def short_of(run: Path, step: int, copy: Path) -> Path:
     for path in checkpoint.all_in(copy / "checkpoints"):
         if int(path.name.removeprefix("step-")) > step:
             shutil.rmtree(path)
-    (copy / train.CONFIG_FILE).write_text(json.dumps(checkpoint.latest(copy / "checkpoints").config))
+    (copy / CONFIG_FILE).write_text(json.dumps(checkpoint.latest(copy / "checkpoints").config))
     return copy
 
 
@@ -144,7 +144,7 @@ def test_another_run_of_the_same_id_is_neither_overwritten_nor_gone_on_with(
     before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file() and path.name != "lock"}
     with pytest.raises(InputError, match=f"{copies}/r: is another run than {tmp_path}/r; choose another --run"):
         mirror.fetch(copies / "r", tmp_path)
-    (tmp_path / "r" / train.CONFIG_FILE).write_text(json.dumps(dump(small_config(glyphs_root, tmp_path))))
+    (tmp_path / "r" / CONFIG_FILE).write_text(json.dumps(dump(small_config(glyphs_root, tmp_path))))
     with pytest.raises(InputError, match="is another run than"):
         train.fit(small_config(glyphs_root, tmp_path, mirror=str(copies), checkpoint=EVERY), resume=tmp_path / "r")
     assert all(path.read_bytes() == content for path, content in before.items())

@@ -15,7 +15,7 @@ from PIL import Image
 from tars import LABELS, RULES, class_folders, good_members, picture, sample_members, write_tar
 
 from pipeline import prepare
-from pipeline.data import layouts
+from pipeline.data import fragments, layouts
 from pipeline.data.importers.folder import folder
 from pipeline.data.index import Index
 from pipeline.data.shards import Shards
@@ -224,8 +224,8 @@ def test_an_index_elsewhere_leaves_the_store_alone(tmp_path):
 
 def test_tars_are_read_once(tmp_path, monkeypatch):
     read = []
-    scan = prepare.scan
-    monkeypatch.setattr(prepare, "scan", lambda path, **options: read.append(path.name) or scan(path, **options))
+    scan = fragments.scan
+    monkeypatch.setattr(fragments, "scan", lambda path, **options: read.append(path.name) or scan(path, **options))
     write_tar(tmp_path / "a.tar", good_members(3))
     prepare.index([tmp_path], out=None, **RULES)
     write_tar(tmp_path / "b.tar", sample_members(5))

@@ -12,9 +12,9 @@ from small import small_config
 from pipeline import checkpoint
 from pipeline.config import dump
 from pipeline.errors import InputError
+from pipeline.run_folder import new_run, resumed_run
 from pipeline.schema.run import RunConfig
 from pipeline.spool import history
-from pipeline.train import new_run, resumed_run
 
 DEVICE = torch.device("cpu")
 

@@ -17,6 +17,7 @@ from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.learners.learner import Mode
+from pipeline.run_folder import new_run
 from pipeline.shipment import Target, write_json
 from pipeline.spool import Spool, history
 from pipeline.tracking import SyncReport
@@ -111,7 +112,7 @@ def test_only_a_run_of_the_same_config_data_and_learner_is_gone_on_with(tmp_path
         return built(config, index)
 
     def started(config, fingerprint: str = index.fingerprint, **tags: str) -> Path:
-        run = train.new_run(config)
+        run = new_run(config)
         index.fingerprint = fingerprint
         conclude.tell_start(run, config, index, tags)
         return run
@@ -197,7 +198,7 @@ def test_other_data_are_measured_and_nothing_is_added_to_the_runs(runs, glyphs_r
 def test_a_spool_of_another_run_is_no_earlier_run(tmp_path, glyphs_root):
     """A folder whose run was killed before it told anything is left alone."""
     config = small_config(glyphs_root, tmp_path, **TINY)
-    train.new_run(config)
+    new_run(config)
     assert seeds.earlier(config, built) is None
-    Spool(train.new_run(config)).close()
+    Spool(new_run(config)).close()
     assert seeds.earlier(config, built) is None

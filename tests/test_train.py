@@ -8,8 +8,9 @@ from small import small_config
 
 from pipeline import checkpoint, train, worker
 from pipeline.errors import InputError
+from pipeline.run_folder import found_run, new_run
 from pipeline.spool import history
-from pipeline.train import DRAINED, found_run, new_run
+from pipeline.train import DRAINED
 
 
 @pytest.fixture(autouse=True)

@@ -5,81 +5,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.folder import ShardInfo
+from pipeline.data.files import write_file, write_table
+from pipeline.data.fragments import Fragment
 from pipeline.data.index import FOLDER, FORMAT, ROLES, TABLES, Index, fingerprint
 from pipeline.data.pairs import TABLE as PAIRS
 from pipeline.data.pairs import table_of
-from pipeline.data.scan import MEMBER_FIELDS, Plane, Scan, schema
+from pipeline.data.scan import MEMBER_FIELDS
 from pipeline.data.source import Pair
 from pipeline.data.splits import Splits, check
 from pipeline.errors import InputError
-
-
-class Fragment(NamedTuple):
-    """What is known of one tar: its rows in the tar's order (see `scan.schema`), and what it holds besides images."""
-
-    shard: ShardInfo
-    table: pa.Table
-    store: str
-    dtype: str
-    class_field: str
-    modified_ns: int
-    ignored: Mapping[str, int]
-    planes: Mapping[str, Plane | None] = {}
-
-
-def fragment_path(root: Path, shard: str) -> Path:
-    """Where the fragment of a tar lies; different tars never share one."""
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", Path(shard).stem)
-    suffix = "" if f"{plain}.tar" == shard else "-" + hashlib.sha256(shard.encode()).hexdigest()[:12]
-    return root / FOLDER / "fragments" / f"{plain}{suffix}.arrow"
-
-
-def fragment_of(shard: str, scanned: Scan, *, class_field: str, modified_ns: int) -> Fragment:
-    """What a scan says of a tar that holds samples; `modified_ns` is the file's time of change."""
-    assert scanned.store and scanned.dtype
-    info = ShardInfo(shard, scanned.bytes, scanned.table.num_rows, scanned.sha256)
-    return Fragment(
-        info, scanned.table, scanned.store, scanned.dtype, class_field, modified_ns, scanned.ignored, scanned.planes
-    )
-
-
-def write_fragment(root: Path, fragment: Fragment) -> None:
-    """Store what a faultless scan found, so that this tar is not read again."""
-    path = fragment_path(root, fragment.shard.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = {"format": FORMAT, **fragment._asdict(), "shard": asdict(fragment.shard)}
-    del meta["table"]
-    _write_table(path, fragment.table.replace_schema_metadata({"fragment": json.dumps(meta)}))
-
-
-def read_fragment(root: Path, shard: str) -> Fragment | None:
-    """The stored fragment of a tar; None if there is none, or none that this version can read: then scan again."""
-    try:
-        with pa.memory_map(str(fragment_path(root, shard))) as file:
-            table = pa.ipc.open_file(file).read_all()
-        meta = json.loads(table.schema.metadata[b"fragment"])
-        planes = {name: told and Plane(*told) for name, told in meta.pop("planes", {}).items()}
-        if meta.pop("format") != FORMAT or not table.schema.equals(schema(tuple(planes))):
-            return None
-        fragment = Fragment(table=table, **{**meta, "shard": ShardInfo(**meta["shard"]), "planes": planes})
-        return fragment if (fragment.shard.name, fragment.shard.samples) == (shard, table.num_rows) else None
-    except (OSError, pa.ArrowException, ValueError, KeyError, TypeError):
-        return None
 
 
 def across(fragments: Sequence[Fragment]) -> list[str]:
@@ -152,7 +96,7 @@ def merge(
         tables[PAIRS] = table_of(pairs, table["key"])
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    files = {kind: _write_table(folder / f"{kind}.arrow", part) for kind, part in tables.items()}
+    files = {kind: write_table(folder / f"{kind}.arrow", part) for kind, part in tables.items()}
     shards = [fragment.shard for fragment in fragments]
     manifest = {
         "format": FORMAT,
@@ -172,16 +116,6 @@ def merge(
     }
     write_file(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
     return Index.open(root)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file as a whole: after a crash there is the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.part")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _classes(class_of: np.ndarray, names: list[str], splits: Splits) -> tuple[pa.Table, pa.Table]:
@@ -208,15 +142,3 @@ def _sorted(fragments: Sequence[Fragment]) -> tuple[pa.Table, np.ndarray]:
 
 def _kind(fragment: Fragment) -> tuple:
     return (*(fragment.table[axis][0].as_py() for axis in ("height", "width", "channels")), fragment.dtype)
-
-
-def _write_table(path: Path, table: pa.Table) -> dict:
-    temporary = path.with_name(f".{path.name}.part")
-    with pa.OSFile(str(temporary), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-    os.replace(temporary, path)
-    return {"bytes": size, "sha256": digest}

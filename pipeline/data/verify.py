@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data import pairs
+from pipeline.data.fragments import fragment_of
 from pipeline.data.index import FOLDER, Index
-from pipeline.data.merge import across, fragment_of
+from pipeline.data.merge import across
 from pipeline.data.scan import scan
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
