@@ -59,6 +59,7 @@ from pipeline.schema.learner import (
     RidgeConfig,
     SupervisedConfig,
     SvmConfig,
+    WccnConfig,
 )
 from pipeline.schema.run import AdamConfig, ConstantConfig, CosineConfig, MomentumConfig, RunConfig, StepConfig
 from pipeline.schema.task import DetectionConfig, SegmentationConfig
@@ -252,7 +253,7 @@ def _learner(config: RunConfig, index: Index, encoder: Encoder, task: Task, stan
                 _check_ways(config, ", or set learner.initial.kind = prototypes or fresh")
             head = _head(chosen.head, task, encoder.features, config.data.ways)
             return gradient_learner(config, chosen, Network(encoder, head, standard), task)
-        case PrototypeConfig() | CosineLearnerConfig() | MatchingConfig() | RelationConfig() as chosen:
+        case PrototypeConfig() | CosineLearnerConfig() | WccnConfig() | MatchingConfig() | RelationConfig() as chosen:
             return metric_learner(config, chosen, bare, encoder, task)
         case FilmConfig() | MetaNetConfig() | LeoConfig() as chosen:
             if isinstance(chosen, MetaNetConfig):

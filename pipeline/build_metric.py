@@ -16,18 +16,19 @@ from pipeline.learners.metric import (
     PrototypeLearner,
     RelationLearner,
 )
+from pipeline.learners.wccn import WccnLearner
 from pipeline.models.conv4 import Conv4
 from pipeline.models.features import Features
 from pipeline.models.full_context import FullContext
 from pipeline.models.network import Network
 from pipeline.models.relation import Relation
-from pipeline.schema.learner import CosineLearnerConfig, MatchingConfig, PrototypeConfig, RelationConfig
+from pipeline.schema.learner import CosineLearnerConfig, MatchingConfig, PrototypeConfig, RelationConfig, WccnConfig
 from pipeline.schema.model import Conv4Config
 from pipeline.schema.run import RunConfig
 from pipeline.schema.task import CrossEntropyConfig, DetectionConfig, SegmentationConfig
 from pipeline.tasks.task import Task
 
-MetricConfig = PrototypeConfig | CosineLearnerConfig | MatchingConfig | RelationConfig
+MetricConfig = PrototypeConfig | CosineLearnerConfig | WccnConfig | MatchingConfig | RelationConfig
 
 
 def metric_learner(config: RunConfig, chosen: MetricConfig, model: Network, encoder: Encoder, task: Task) -> Learner:
@@ -48,6 +49,8 @@ def metric_learner(config: RunConfig, chosen: MetricConfig, model: Network, enco
             return PrototypeLearner(model, task)
         case CosineLearnerConfig(scale=scale, offset=offset):
             return CosineLearner(model, task, scale=scale, offset=offset)
+        case WccnConfig(scale=scale, shrink=shrink):
+            return WccnLearner(model, task, features=encoder.features, scale=scale, shrink=shrink)
         case MatchingConfig(reads=0):
             return MatchingLearner(model, task)
         case MatchingConfig(reads=reads):

@@ -14,6 +14,7 @@ from pipeline.schema.learner import (
     RelationConfig,
     RidgeConfig,
     SupervisedConfig,
+    WccnConfig,
 )
 from pipeline.schema.model import DecoderConfig, RenetConfig, UnetConfig
 from pipeline.schema.run import RunConfig
@@ -68,7 +69,7 @@ def _task(config: RunConfig) -> Task:
         case VerificationConfig(loss=loss):
             _check_ways(config)
             is_apart = isinstance(
-                config.learner, PrototypeConfig | CosineLearnerConfig | RelationConfig | SupervisedConfig
+                config.learner, PrototypeConfig | CosineLearnerConfig | WccnConfig | RelationConfig | SupervisedConfig
             )
             return Verification(_verification_loss(config, loss), is_apart=is_apart)
         case DetectionConfig(box_weight=box_weight):

@@ -144,6 +144,7 @@ def embed(
     out: Annotated[Path, typer.Argument(help="folder of the packed features")],
     data: Annotated[str | None, typer.Option(help="another packed data set than the run's, or its URL")] = None,
     config: Annotated[Path | None, typer.Option(help="for a .safetensors file: a run's YAML with its model")] = None,
+    mirror: Annotated[bool, typer.Option("--mirror", help="means over an image and its mirror image")] = False,
     runs: Runs = Path("runs"),
 ) -> None:
     """Run a frozen encoder over every image once; its features are a data set for model.kind = features."""
@@ -152,9 +153,8 @@ def embed(
     from pipeline.watch import counting
 
     with counting("embedding", "samples") as progress:
-        made = verb.embed(
-            target, out, data=root_of(data) if data else None, config=config, runs=runs, progress=progress
-        )
+        other = root_of(data) if data else None
+        made = verb.embed(target, out, data=other, config=config, runs=runs, mirror=mirror, progress=progress)
     print(_described(made))
 
 

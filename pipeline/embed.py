@@ -40,15 +40,16 @@ def embed(
     data: Root | None = None,
     config: Path | None = None,
     runs: Path = Path("runs"),
+    mirror: bool = False,
     progress: Progress = silent,
 ) -> Index:
     """Embed every sample of a packed data set once, by the norm statistics of the run, write the features and open their index.
 
     `target` is a run's id or folder, a checkpoint, or with `config` a .safetensors file; `data` other images than the run's,
-    which are converted as in an evaluation. Features are float32 arrays (1, 1, features), or maps (side, side, channels), in
-    tars of the same samples in the same order as those of the images. So keys, classes, splits, rows and episodes, those of
-    lanes too, are the images'. The same call started again after a stop keeps the finished tars; until all are there the
-    folder has no index. `progress(done, total)` counts samples.
+    which are converted as in an evaluation. Features, with `mirror` means over an image and its mirror image, are float32 arrays
+    (1, 1, features), or maps (side, side, channels), in tars of the same samples in the same order as those of the images. So
+    keys, classes, splits, rows and episodes, those of lanes too, are the images'. The same call started again after a stop keeps
+    the finished tars; until all are there the folder has no index. `progress(done, total)` counts samples.
 
     Raises:
         InputError: there is no such encoder, the images do not fit it, or `out` holds something else.
@@ -57,7 +58,7 @@ def embed(
     index = Index.open(data or asked.data.root)
     # Values without a checkpoint are for the images at hand.
     trained = build.trained_on(asked, index, {"images": index.shape(0)} if state is None else state)
-    known, channels = frozen_encoder(asked, trained, path), trained.shape(0)[2]
+    known, channels = frozen_encoder(asked, trained, path, mirror=mirror), trained.shape(0)[2]
     asked = restore.read_alike(asked, trained, index)
     dest = out.absolute()
     claim(dest, hashlib.sha256(f"{known.sha256} {index.fingerprint}".encode()).hexdigest())

@@ -25,17 +25,25 @@ from pipeline.start import begin
 
 @final
 class Frozen(nn.Module):
-    """An encoder under the norm statistics that came with it; names of values are those of a learner."""
+    """An encoder under the norm statistics that came with it; names of values are those of a learner. With `mirror` features are
+    means over an image and its mirror image."""
 
-    def __init__(self, encoder: nn.Module, standard: nn.Module):
+    def __init__(self, encoder: nn.Module, standard: nn.Module, *, mirror: bool = False):
         super().__init__()
+        self.mirror = mirror
         self.model = Network(encoder, nn.Identity(), standard)
         self.running = Running(self.model)
 
     @torch.no_grad()
     def forward(self, inputs: Tensor) -> Tensor:
         """(samples, channels, height, width) -> (samples, features) or maps"""
-        return self.model(inputs, Given(self.running.statistics()))
+        normalise = Given(self.running.statistics())
+        features = self.model(inputs, normalise)
+        if not self.mirror:
+            return features
+        other = self.model(inputs.flip(3), normalise)
+        # The columns of a map are mirrored back: each lies where it was seen.
+        return (features + (other.flip(3) if other.ndim == 4 else other)) / 2
 
 
 class Known(NamedTuple):
@@ -46,9 +54,9 @@ class Known(NamedTuple):
     sha256: str
 
 
-def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "embed") -> Known:
+def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "embed", mirror: bool = False) -> Known:
     """The encoder of a config, built for the images of `index`, with the values of a run, a checkpoint or a .safetensors file.
-    `key` is what the user asked for it by.
+    `key` is what the user asked for it by, `mirror` as in `Frozen`.
 
     Raises:
         InputError: it has no encoder of its own, or one whose features depend on other samples; or the values do not fit.
@@ -63,7 +71,7 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "e
         raise InputError(
             f"{path}: the encoder of learner.kind = film is another one for every support; name a run of another learner"
         )
-    made = Frozen(encoder(config, index), standard(config, index))
+    made = Frozen(encoder(config, index), standard(config, index), mirror=mirror)
     normalise = config.data.normalise
     if not begin(made, path, needs_statistics=True, normalise=normalise, key=key) and normalise == "measured":
         raise InputError(f"{path}: values without the statistics of their images; give data.normalise: {{mean, std}}")
@@ -73,6 +81,8 @@ def frozen_encoder(config: RunConfig, index: Index, path: Path, *, key: str = "e
     settings = {"model": config.model.model_dump(mode="json"), "images": size, "invert": config.data.invert}
     if config.data.modalities != (IMAGE,):
         settings |= {"modalities": list(config.data.modalities), "missing": config.data.missing}
+    if mirror:
+        settings |= {"mirror": True}
     return Known(made, settings, _sha256(made, settings))
 
 

@@ -21,7 +21,7 @@ from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.frozen import Frozen, frozen_encoder
 from pipeline.models.heads import directions
-from pipeline.schema.learner import PrototypeConfig
+from pipeline.schema.learner import PrototypeConfig, WccnConfig
 from pipeline.schema.run import RunConfig
 from pipeline.start import checkpoint_of
 from pipeline.tasks import roc
@@ -203,16 +203,23 @@ def evaluate_pairs(path: Path, *, data: Root | None = None, mirror: bool = False
     """
     saved = checkpoint.load(path)
     config = configs.parse(dict(saved.config), str(path))
+    if isinstance(config.learner, WccnConfig):
+        raise InputError(
+            f"{path}: learner.kind = wccn has more than an encoder, and --pairs compares by that alone; name the encoder's run"
+        )
     index = Index.open(data or config.data.root)
     _refuse_known(config, index)
     trained = build.trained_on(config, index, saved.state)
-    encoder, channels = frozen_encoder(config, trained, path, key="--pairs").encoder, trained.shape(0)[2]
+    encoder, channels = (
+        frozen_encoder(config, trained, path, key="--pairs", mirror=mirror).encoder,
+        trained.shape(0)[2],
+    )
     reader = build.reader(restore.read_alike(config, trained, index), index, channels)
     by_distance = isinstance(config.learner, PrototypeConfig)
     unseen = config.data.validation if config.data.validation != config.data.train else ""
     judged = judge(
         index,
-        lambda rows: embedded(encoder, reader, rows, mirror=mirror),
+        lambda rows: embedded(encoder, reader, rows),
         nearness if by_distance else cosine,
         validation=unseen,
     )
@@ -220,18 +227,14 @@ def evaluate_pairs(path: Path, *, data: Root | None = None, mirror: bool = False
 
 
 @torch.no_grad()
-def embedded(encoder: Frozen, reader: Reader, rows: np.ndarray, *, mirror: bool) -> Tensor:
-    """The features (samples, dim) of these rows, on the CPU; with `mirror` means over an image and its mirror image."""
+def embedded(encoder: Frozen, reader: Reader, rows: np.ndarray) -> Tensor:
+    """The features (samples, dim) of these rows, on the CPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     like, parts = next(encoder.to(device).parameters()), []
     for part in np.split(rows, range(BATCH, len(rows), BATCH)):
         reader.shards.bring(part.tolist(), reader.modalities)
         inputs = reader.inputs(part, map(reader.stored, part.tolist()), repeat(0, len(part)))
-        inputs = inputs.to(like.device, like.dtype)
-        features = encoder(inputs)
-        if mirror:
-            features = (features + encoder(inputs.flip(3))) / 2
-        parts.append(features.flatten(1).cpu())
+        parts.append(encoder(inputs.to(like.device, like.dtype)).flatten(1).cpu())
     return torch.cat(parts)
 
 

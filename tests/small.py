@@ -29,6 +29,7 @@ from pipeline.learners.metric import (
 )
 from pipeline.learners.rules import PerElement, PerStep, Rule, Sgd
 from pipeline.learners.supervised import SupervisedLearner
+from pipeline.learners.wccn import WccnLearner
 from pipeline.models.conv4 import Conv4
 from pipeline.models.drop import DropBlock
 from pipeline.models.full_context import FullContext
@@ -293,6 +294,7 @@ LEARNERS = {
         network(prototype=True), Classification(), FullContext(6, steps=3)
     ).double(),
     "cosine": lambda: CosineLearner(network(prototype=True), Classification(), scale=5.0, offset=-1.0).double(),
+    "wccn": lambda: WccnLearner(network(prototype=True), Classification(), features=6, scale=5.0, shrink=0.3).double(),
     "relation": relation,
     "relation-task-loss": lambda: relation(loss="task"),
     "ridge": lambda: RidgeLearner(network(prototype=True), Classification(), penalty=0.5, scale=3.0).double(),

@@ -139,6 +139,14 @@ def weights(tmp_path, in_three_tars):
     return tmp_path / "encoder.safetensors"
 
 
+def test_mirrored_features_are_those_of_another_encoder(ridge, features, tmp_path):
+    made = embed(ridge, tmp_path / "both", mirror=True)
+    assert made.encoder != features.encoder and made.shape(0) == features.shape(0)
+    assert made.manifest["origin"]["encoder"]["mirror"] and "mirror" not in features.manifest["origin"]["encoder"]
+    one, two = (Shards(index).image(0) for index in (features, made))
+    assert not np.allclose(one, two)
+
+
 def test_an_interrupted_embedding_goes_on_where_it_stopped(in_three_tars, weights, tmp_path):
     made = partial(embed, weights, config=tmp_path / "run.yaml")
     out = tmp_path / "out"

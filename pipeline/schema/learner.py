@@ -41,6 +41,16 @@ class CosineLearnerConfig(EmbeddingConfig):
     """Where the learned offset starts, which only task.loss.kind = pair_mse moves."""
 
 
+class WccnConfig(EmbeddingConfig):
+    """Cosines of features, less how samples of one class differ (within-class covariance normalisation)."""
+
+    kind: Literal["wccn"] = "wccn"
+    scale: PositiveFloat = 10.0
+    """Where the learned scale of the cosines starts."""
+    shrink: PositiveFloat = 0.3
+    """Variance added in every direction, in mean variances within classes."""
+
+
 class MatchingConfig(EmbeddingConfig):
     """Matching networks."""
 
@@ -153,6 +163,7 @@ LearnerConfig = Annotated[
     GradientConfig
     | PrototypeConfig
     | CosineLearnerConfig
+    | WccnConfig
     | MatchingConfig
     | RelationConfig
     | RidgeConfig

@@ -16,6 +16,7 @@ from pipeline.build_task import task
 from pipeline.config import dump, load
 from pipeline.data.index import Index
 from pipeline.data.pairs import pairs_of
+from pipeline.embed import embed
 from pipeline.engine import Engine, Plan, chunks
 from pipeline.episode import Batch
 from pipeline.errors import InputError
@@ -28,7 +29,7 @@ from pipeline.tasks.task import half_width, resamples
 from pipeline.tasks.verification import Verification, trials
 
 VERIFICATION = {"task": {"kind": "verification"}, "learner": {"kind": "cosine"}}
-APART = {"prototype", "cosine", "relation", "supervised"}
+APART = {"prototype", "cosine", "wccn", "relation", "supervised"}
 FIGURES = {"auc", "eer", "tar_at_far_1e-1", "tar_at_far_1e-2", "tar_at_far_1e-3"}
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -152,7 +153,7 @@ def without(batch: Batch, way: int) -> Batch:
 
 
 @pytest.mark.parametrize(
-    "name", ["prototypes", "cosine", "relation", "relation-task-loss", "supervised", "supervised-cosine"]
+    "name", ["prototypes", "cosine", "wccn", "relation", "relation-task-loss", "supervised", "supervised-cosine"]
 )
 def test_scores_of_these_learners_do_not_depend_on_other_classes(name):
     """So that to leave out a score is to leave out a person."""
@@ -172,7 +173,7 @@ def test_scores_of_a_classifier_do_depend_on_them():
 
 
 @pytest.mark.parametrize(
-    "kind", ["gradient", "prototype", "cosine", "matching", "relation", "ridge", "svm", "leo", "supervised"]
+    "kind", ["gradient", "prototype", "cosine", "wccn", "matching", "relation", "ridge", "svm", "leo", "supervised"]
 )
 def test_who_is_unknown_is_asked_where_scores_stand_for_themselves(glyphs_root, tmp_path, kind):
     made = task(small_config(glyphs_root, tmp_path, **{**VERIFICATION, "learner": {"kind": kind}}))
@@ -371,9 +372,11 @@ def test_mirrored_features_are_the_mean_of_both(people, run):
 
     path = checkpoint.best(run)
     found = restore.restored(restore.subject_of(path))
-    encoder = frozen_encoder(found.config, found.index, path).encoder
+    encoder, mirrored = (
+        frozen_encoder(found.config, found.index, path, mirror=mirror).encoder for mirror in (False, True)
+    )
     reader, rows = build.reader(found.config, found.index), np.array([0, 5, 9])
-    both = pair_protocol.embedded(encoder, reader, rows, mirror=True)
+    both = pair_protocol.embedded(mirrored, reader, rows)
     images = (
         torch.stack([torch.from_numpy(reader.shards.image(row).copy()) for row in rows.tolist()]).permute(0, 3, 1, 2)
         / 255
@@ -521,12 +524,12 @@ def some_faces(place: Path) -> tuple[Path, Path]:
     return place / "faces.zip", place / "pairs.csv"
 
 
-def few_steps(name: str, root: Path, place: Path) -> Path:
+def few_steps(name: str, root: Path, place: Path, **data) -> Path:
     """A run of a config of the repository that stops after three meta-steps."""
     path = Path(__file__).parents[2] / "configs" / "train" / "verification" / f"{name}.yaml"
     tree = yaml.safe_load(path.read_text())
     ways = {"ways": 12} if name == "lfw" else {}
-    tree["data"] |= {"root": str(root), "size": 32, **ways}
+    tree["data"] |= {"root": str(root), **({"size": 32} if name == "lfw" else {}), **ways, **data}
     tree["meta"] |= {"steps": 3}
     tree["evaluate"] |= {"episodes": 2, **ways}
     tree["validation"] |= {"every": 3, "episodes": 2}
@@ -552,6 +555,11 @@ def test_orl_as_the_config_says(tmp_path, untold):
     faces = str(real("orl_faces"))
     index = prepare.pack(faces, tmp_path / "data", layout="identities", size=64, splits=tmp_path / "splits")
     assert (len(index), len(index.class_names)) == (400, 40) and index.counts.tolist() == [10] * 40
-    run = few_steps("orl", tmp_path / "data", tmp_path)
+    (tmp_path / "encoder").mkdir()
+    encoder = checkpoint.best(few_steps("lfw", tmp_path / "data", tmp_path / "encoder", validation="train"))
+    embed(encoder, tmp_path / "features", mirror=True)
+    run = few_steps("orl", tmp_path / "features", tmp_path)
+    with pytest.raises(InputError, match=r"learner.kind = wccn has more than an encoder"):
+        pair_protocol.evaluate_pairs(checkpoint.best(run))
     told = json.loads((run / "result.json").read_text())["test"]
-    assert (told["ways"], told["shots"]) == (20, 1) and told["inductive"]["accuracy"]["mean"] > 0.05
+    assert (told["ways"], told["shots"]) == (20, 1) and told["inductive"]["accuracy"]["mean"] > 0.5
