@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline import build, checkpoint, evaluate, restore, spool, tracking
 from pipeline import config as configs
+from pipeline.ancestry import trained
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.pairs import Pairs, held_fold, pairs_of
@@ -23,7 +24,6 @@ from pipeline.frozen import Frozen, frozen_encoder
 from pipeline.models.heads import directions
 from pipeline.schema.learner import PrototypeConfig, WccnConfig
 from pipeline.schema.run import RunConfig
-from pipeline.start import checkpoint_of
 from pipeline.tasks import roc
 from pipeline.tasks.roc import Curve, Trials
 from pipeline.tasks.task import Pooled, half_width, resamples
@@ -247,40 +247,15 @@ def _refuse_known(config: RunConfig, index: Index) -> None:
     judged = pairs.only(np.full(len(pairs.fold), True) if held is None else pairs.fold == held)
     rows = np.concatenate([judged.a, judged.b])
     people = {index.class_names[number]: int(number) for number in np.unique(index.class_of[rows])}
-    for known in _ancestors(config):
-        if both := sorted(people.keys() & _trained_classes(known)):
+    for known in trained(config):
+        if both := sorted(people.keys() & known.classes()):
             of_class = index.class_of[rows] == people[both[0]]
             fold = int(np.tile(judged.fold, 2)[of_class][0])
             raise InputError(
-                f"{both[0]!r} of fold {fold} is in the split {known.data.train!r} of {known.data.root}, on which {known.name} "
+                f"{both[0]!r} of fold {fold} is in the split {known.split!r} of {known.index.root}, on which {known.name} "
                 f"was trained ({len(both)} such persons): who was seen in training is no test; train on data packed with "
                 f"--fold {fold}"
             )
-
-
-def _ancestors(config: RunConfig) -> Iterator[RunConfig]:
-    """The config of a run and those of the runs whose values went into it."""
-    yield config
-    origins = {"start": config.start, "teacher": config.teacher and config.teacher.start}
-    for key, path in origins.items():
-        # A file of weights does not say on whom they were trained.
-        if path is not None and path.is_dir():
-            found = checkpoint_of(path, key)
-            yield from _ancestors(configs.parse(dict(checkpoint.load(found).config), str(found)))
-
-
-def _trained_classes(config: RunConfig) -> set[str]:
-    """The classes that a run was trained on; none if it was not trained."""
-    if not config.meta.steps:
-        return set()
-    try:
-        index = Index.without_shards(config.data.root)
-    except InputError as error:
-        raise InputError(
-            f"{config.data.root}, on which {config.name} was trained, cannot be read, and nobody can say who is in it; "
-            f"bring it back ({error})"
-        ) from error
-    return {index.class_names[number] for number in index.splits.get(config.data.train, ())}
 
 
 def keep(found: Evaluated) -> Path | None:

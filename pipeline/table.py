@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline import evaluate, restore, session, spool, tracking
-from pipeline.build_mixture import roots
+from pipeline.ancestry import trained
 from pipeline.config import parse
 from pipeline.data.index import Index
 from pipeline.data.mixture import seen
@@ -140,20 +140,13 @@ def _subject(path: Path, column: Column, asked: Mapping[str, Any], test_steps: i
 
 
 def _check_unseen(path: Path, config: RunConfig, data: Sequence[Column]) -> None:
-    """Refuse to measure a run on classes that it was trained on."""
-    try:
-        trained = [Index.without_shards(root) for root in roots(config)]
-    except InputError as error:
-        raise InputError(
-            f"{path}: the data that it was trained on cannot be read, and nobody can say whether it knows these classes; "
-            f"bring them back, or evaluate it by itself ({error})"
-        ) from error
-    for index in trained:
+    """Refuse to measure a run on classes that it, or a run whose values went into it, was trained on."""
+    for name, index, split in trained(config):
         for column in data:
-            if known := seen(index, config.data.train, column.index, column.split):
+            if known := seen(index, split, column.index, column.split):
                 raise InputError(
-                    f"{path}: was trained on {len(known)} of the classes of {column.root}, split {column.split!r}, first "
-                    f"{known[0]!r}; name a split that it has not seen, as {column.root}:{config.data.test}"
+                    f"{path}: {name} was trained on {len(known)} of the classes of {column.root}, split {column.split!r}, "
+                    f"first {known[0]!r}; name a split that it has not seen, as {column.root}:{config.data.test}"
                 )
 
 

@@ -29,6 +29,7 @@ LAYERS = {
         "build_amortised",
         "start",
         "restore",
+        "ancestry",
         "frozen",
         "teacher",
     },

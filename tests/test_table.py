@@ -94,7 +94,7 @@ def test_runs_whose_training_data_are_gone_are_not_tabled(runs, glyphs_root, tmp
     data = config.data.model_copy(update={"root": moved.root})
     work_here(dump(config.model_copy(update={"data": data})), str(tmp_path / "run"))
     (tmp_path / "gone").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="nobody can say whether it knows these classes"):
+    with pytest.raises(InputError, match="nobody can say which classes it knows"):
         table.table([tmp_path / "run"], tmp_path, data=table.columns([str(glyphs_root)], "test"), **ASKED)
 
 

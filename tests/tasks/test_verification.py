@@ -452,7 +452,8 @@ def test_training_data_that_are_gone_cannot_say_who_is_in_them(people, run, tmp_
 
         patch.setattr(Index, "without_shards", gone)
         with pytest.raises(
-            InputError, match="held, on which small was trained, cannot be read, and nobody can say who is in it"
+            InputError,
+            match="held, on which small was trained, cannot be read, and nobody can say which classes it knows",
         ):
             pair_protocol.evaluate_pairs(path, data=people / "all")
 
