@@ -17,7 +17,7 @@ PACKED = {
     "cifar_fs": {"layout": "cifar_fs", "size": None},
     "tiny_imagenet": {"layout": "folder", "size": None, "channels": 3, "rule": "train=0.64,val=0.16,test=0.2"},
 }
-"""How the head of a config says that real data are packed, by its `data.root`; other tasks have theirs beside their tests."""
+"""How the head of a config says that real data are packed, by its `data.root`."""
 LIE = {"cifar_fs": "cifar_fs_trainval", "tiny_imagenet": "tiny_imagenet_200x50/train.zip"}
 """Where they lie, if not under that name."""
 BRIEF = (
@@ -32,6 +32,18 @@ BRIEF = (
 )
 FEW = tuple(f"{section}.{key}" for section in ("data", "evaluate") for key in ("ways=2", "queries=2", "shots=1"))
 """Episodes that fit the few classes of the embedded data that tests share."""
+
+
+ELSEWHERE = (
+    *(f"detection/{name}" for name in ("bccd", "coco_mini", "logos", "scratch", "tfa")),
+    *(f"verification/{name}" for name in ("lfw", "orl")),
+)
+"""Configs that tests of these tasks run."""
+
+
+def on_real_data() -> list[Path]:
+    """The configs whose data are packed here."""
+    return [path for path in sorted(CONFIGS.rglob("*.yaml")) if Path(load(path).data.root).name in PACKED]
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +67,16 @@ def test_on_embedded_data(path, glyphs_root, scenes_root, depth_root, tmp_path):
     assert_trains(path, root, tmp_path / "runs", *(FEW if is_fixed else ()))
 
 
+def test_segmentation_from_scratch(scenes_root, tmp_path):
+    path = CONFIGS / "segmentation" / "scratch.yaml"
+    assert_trains(path, scenes_root, tmp_path / "runs", *FEW, "meta.steps=0", "learner.steps=2")
+
+
+def test_every_config_is_run_by_a_test():
+    run_here = [*CONFIGS.rglob("glyphs*.yaml"), *on_real_data(), CONFIGS / "segmentation" / "scratch.yaml"]
+    assert sorted(CONFIGS.rglob("*.yaml")) == sorted({*run_here, *(CONFIGS / f"{name}.yaml" for name in ELSEWHERE)})
+
+
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
     """A real data set as its configs want it packed, once."""
@@ -75,11 +97,7 @@ def packed(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    [path for path in sorted(CONFIGS.rglob("*.yaml")) if Path(load(path).data.root).name in PACKED],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.parametrize("path", on_real_data(), ids=lambda path: path.stem)
 def test_on_real_data(path, packed, tmp_path):
     data = load(path).data
     parts = [{"root": str(packed(Path(part.root).name)), "weight": part.weight} for part in data.mixture]

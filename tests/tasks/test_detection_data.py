@@ -84,4 +84,4 @@ def test_part_of_coco(tmp_path, monkeypatch):
     options = {"layout": "coco", "size": 64, "splits": lists(tmp_path / "splits", splits)}
     prepare.pack(source, tmp_path / "data", min_area=0.01, **options)
     assert not Index.open(tmp_path / "data").has(0, "mask")
-    few_steps("coco-mini.yaml", tmp_path / "data", tmp_path / "runs", monkeypatch)
+    few_steps("coco_mini.yaml", tmp_path / "data", tmp_path / "runs", monkeypatch)
