@@ -5,6 +5,8 @@ contenders have the same weights, the same episodes in memory, all threads of on
 must agree on the meta-gradient in float64 before anything is timed; then they take turns, so that a disturbance of the
 machine hits all of them alike.
 
+With `--spent` it says what part of the plain loop's time are convolutions, which all contenders have to compute alike.
+
 With `--loading` the episodes of the first setting come from raw tars while it trains: ours through the project's loader, the
 faster of the plain loops through torch's DataLoader, which reads the same draws from the same tars in a process of its own.
 """
@@ -40,7 +42,7 @@ SETTINGS = (
     Setting("Omniglot MAML: stride, 1 query, meta-batch 32", "stride", 1, 32, 0.4),
     Setting("max-pool, 15 queries, meta-batch 4", "max_pool", 15, 4, 0.01),
     Setting("resnet12 on 32 × 32, 1 query, meta-batch 4", "resnet12", 1, 4, 0.01),
-    Setting("segmentation, U-Net-16 on 64 × 64, 5 queries, meta-batch 4", "unet", 5, 4, 0.1, width=16, steps=0),
+    Setting("segmentation, U-Net-16 on 64 × 64, 5 queries, meta-batch 4", "unet", 5, 4, 0.1, width=16),
 )
 MATRIX = tuple(
     # Without steps nothing is compiled: twelve compilations take longer than all the rest.
@@ -72,6 +74,22 @@ def run(setting: Setting, repeats: int, *, libraries: bool = True) -> None:
             at = (turn + place) % len(rivals)
             seconds[at].append(timed(rivals[at], episodes, outers[at]))
     tell(setting, setting.name, [rival.name for rival in rivals], seconds)
+
+
+def spent(setting: Setting) -> None:
+    """What share of a plain loop's operations, by their own time on the CPU, are convolutions. All else done in no time would
+    make it faster by one over that share; more can only come from convolutions that use the threads better. Ours is not in the
+    table: the profiler does not see threads side by side."""
+    episodes = episodes_of(setting, torch.float32)
+    print(f"\n{setting.name}; {torch.get_num_threads()} threads")
+    print(f"{'':40}{'convolutions':>14}{'at most':>12}")
+    for contender in contenders(setting, torch.float32, libraries=False)[1:]:
+        timed(contender, episodes)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            timed(contender, episodes)
+        own = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+        share = sum(value for key, value in own.items() if "conv" in key) / sum(own.values())
+        print(f"{contender.name:40}{share:14.0%}{1 / share:10.2f} ×", flush=True)
 
 
 def tell(setting: Setting, title: str, names: Sequence[str], seconds: Sequence[Sequence[float]]) -> None:
@@ -170,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--model", help="only the settings of this model, as unet")
     parser.add_argument("--loading", action="store_true", help="the first setting with episodes from tars")
+    parser.add_argument("--spent", action="store_true", help="the share of convolutions instead of the time")
     parser.add_argument("--quick", action="store_true", help="tiny sizes on one thread, to see that it works")
     arguments = parser.parse_args()
     if arguments.loading and not arguments.quick:
@@ -177,13 +196,19 @@ def main() -> None:
         return
     if not arguments.quick:
         for setting in MATRIX if arguments.matrix else SETTINGS:
-            if arguments.model in (None, setting.model):
+            if arguments.model not in (None, setting.model):
+                continue
+            if arguments.spent:
+                spent(setting)
+            else:
                 run(setting, arguments.repeats, libraries=not arguments.matrix)
         return
     torch.set_num_threads(1)
     for setting in SETTINGS[:1] if arguments.loading else SETTINGS:
         tiny = setting._replace(name=f"{setting.name}, made tiny", width=4, queries=1, batch=2, steps=0)
-        if arguments.loading:
+        if arguments.spent:
+            spent(tiny)
+        elif arguments.loading:
             run_loaded(tiny, repeats=2, classes=6, each=4)
         else:
             run(tiny, repeats=2)

@@ -46,6 +46,13 @@ def test_throughput_with_loading_compares_loaders_on_the_same_episodes(said):
 
 @pytest.mark.slow
 @pytest.mark.smoke
+def test_throughput_says_what_part_of_the_time_are_convolutions(said):
+    rows = [line for line in said("throughput.py", "--spent").splitlines() if line.endswith(" ×")]
+    assert len(rows) == 8 and all(0 < int(row.split("%")[0].split()[-1]) < 100 for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
 def test_loading_compares_three_ways_and_measures_the_index(said):
     printed = said("loading.py")
     assert all(name in printed for name in ("raw tars", "encoded tars", "Pillow from folders"))
