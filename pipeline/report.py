@@ -251,8 +251,9 @@ def ui(root: Path, uri: str, port: int) -> None:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
         raise InputError(f"{uri}: no MLflow store there; train first, or name one with --uri or --runs")
     with serving(uri, _usable_port(port), root / "ui.log") as (address, process):
-        print(f"MLflow is at {address}  (Ctrl-C ends it)", flush=True)
         try:
+            # Who reads this line may end it at once.
+            print(f"MLflow is at {address}  (Ctrl-C ends it)", flush=True)
             process.wait()
         except KeyboardInterrupt:
             return
