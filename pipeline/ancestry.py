@@ -32,17 +32,18 @@ def trained(config: RunConfig) -> Iterator[Trained]:
     """What a run, the one that it started from, its teacher and the encoder of its features were trained on.
 
     Raises:
-        InputError: one of the data sets cannot be read, or a run is gone.
+        InputError: one of the data sets cannot be read, or a run has no checkpoint that is whole.
     """
     indexes = [_opened(root, config) for root in roots(config)]
     if config.meta.steps:
         yield from (Trained(config.name, index, config.data.train) for index in indexes)
     origins = {"start": config.start, "teacher": config.teacher and config.teacher.start}
     for index in indexes:
-        origins[f"{index.root}: encoder"] = Path(index.manifest["origin"].get("encoder", {}).get("from", "."))
+        if index.encoder:
+            origins[f"{index.root}: encoder"] = Path(index.manifest["origin"]["encoder"]["from"])
     for key, path in origins.items():
         # A file of weights does not say on what they were trained.
-        if path is not None and path.is_dir() and path != Path():
+        if path is not None and path.is_dir():
             found = checkpoint_of(path, key)
             yield from trained(parse(dict(checkpoint.load(found).config), str(found)))
 

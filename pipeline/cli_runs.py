@@ -106,7 +106,6 @@ def evaluate(
     runs: Runs = Path("runs"),
 ) -> None:
     """Measure a checkpoint on frozen episodes, inductively and transductively; of several seeds, how far they lie apart."""
-
     from pipeline import restore, seeds
     from pipeline.data.root import root_of
     from pipeline.watch import counting

@@ -74,7 +74,14 @@ def embed(
                 raise InputError(faults[0])
         done += len(rows)
         progress(done, len(index))
-    origin = {"encoder": {"sha256": known.sha256, **known.settings, "from": str(path), "images_of": index.fingerprint}}
+    origin = {
+        "encoder": {
+            "sha256": known.sha256,
+            **known.settings,
+            "from": str(path.absolute()),
+            "images_of": index.fingerprint,
+        }
+    }
     splits = {name: [index.class_names[number] for number in ids] for name, ids in index.splits.items()}
     tars = fragments.known(dest, names, CLASS_FIELD)
     return merge(dest, tars, name=index.name, splits=splits, origin={**index.manifest["origin"], **origin})

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline import build, checkpoint, evaluate, restore, spool, tracking
+from pipeline import ancestry, build, checkpoint, evaluate, restore, spool, tracking
 from pipeline import config as configs
-from pipeline.ancestry import trained
 from pipeline.data.index import Index
 from pipeline.data.loader import Reader
 from pipeline.data.pairs import Pairs, held_fold, pairs_of
@@ -210,11 +209,8 @@ def evaluate_pairs(path: Path, *, data: Root | None = None, mirror: bool = False
     index = Index.open(data or config.data.root)
     _refuse_known(config, index)
     trained = build.trained_on(config, index, saved.state)
-    encoder, channels = (
-        frozen_encoder(config, trained, path, key="--pairs", mirror=mirror).encoder,
-        trained.shape(0)[2],
-    )
-    reader = build.reader(restore.read_alike(config, trained, index), index, channels)
+    encoder = frozen_encoder(config, trained, path, key="--pairs", mirror=mirror).encoder
+    reader = build.reader(restore.read_alike(config, trained, index), index, trained.shape(0)[2])
     by_distance = isinstance(config.learner, PrototypeConfig)
     unseen = config.data.validation if config.data.validation != config.data.train else ""
     judged = judge(
@@ -247,7 +243,7 @@ def _refuse_known(config: RunConfig, index: Index) -> None:
     judged = pairs.only(np.full(len(pairs.fold), True) if held is None else pairs.fold == held)
     rows = np.concatenate([judged.a, judged.b])
     people = {index.class_names[number]: int(number) for number in np.unique(index.class_of[rows])}
-    for known in trained(config):
+    for known in ancestry.trained(config):
         if both := sorted(people.keys() & known.classes()):
             of_class = index.class_of[rows] == people[both[0]]
             fold = int(np.tile(judged.fold, 2)[of_class][0])

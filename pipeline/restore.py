@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from pipeline import build, checkpoint, spool
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import indexes, names
@@ -124,17 +126,30 @@ def restored(subject: Subject) -> Restored:
         learner = started(config, trained, subject.make_learner)
     else:
         learner = subject.make_learner(config, trained)
-        try:
-            learner.load_state_dict(dict(saved.learner), strict=True)
-        except RuntimeError as error:
-            raise InputError(
-                f"{subject.checkpoint} holds no weights of a learner for the images of {trained.root}: "
-                f"{one_line(str(error))}; bring back {config.data.root}, on which it was trained"
-            ) from error
+        fill(
+            learner,
+            saved.learner,
+            config,
+            f"{subject.checkpoint} holds no weights of a learner for the images of {trained.root}",
+        )
     if index.encoder and not trained.encoder:
         return _on_features(config, trained, index, learner, Path(subject.checkpoint))
     channels = trained.shape(0)[2]
     return Restored(read_alike(config, trained, index), index, learner, channels)
+
+
+def fill(learner: Learner, values: Mapping[str, Tensor], config: RunConfig, otherwise: str) -> None:
+    """Give a learner, built as its config says, the values of its checkpoint.
+
+    Raises:
+        InputError: they are those of a learner for other data; `otherwise` says whose.
+    """
+    try:
+        learner.load_state_dict(dict(values), strict=True)
+    except RuntimeError as error:
+        raise InputError(
+            f"{otherwise}: {one_line(str(error))}; bring back {config.data.root}, on which it was trained"
+        ) from error
 
 
 def _on_features(config: RunConfig, trained: Index, index: Index, learner: Learner, path: Path) -> Restored:

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import evaluate, restore, session, spool, tracking
-from pipeline.ancestry import trained
+from pipeline import ancestry, evaluate, restore, session, spool, tracking
 from pipeline.config import parse
 from pipeline.data.index import Index
 from pipeline.data.mixture import seen
@@ -141,7 +140,7 @@ def _subject(path: Path, column: Column, asked: Mapping[str, Any], test_steps: i
 
 def _check_unseen(path: Path, config: RunConfig, data: Sequence[Column]) -> None:
     """Refuse to measure a run on classes that it, or a run whose values went into it, was trained on."""
-    for name, index, split in trained(config):
+    for name, index, split in ancestry.trained(config):
         for column in data:
             if known := seen(index, split, column.index, column.split):
                 raise InputError(

@@ -9,9 +9,9 @@ from pipeline.data.index import Index
 from pipeline.data.modalities import IMAGE
 from pipeline.data.sampler import classes_of
 from pipeline.errors import InputError
-from pipeline.faults import one_line
 from pipeline.learners.distil import DistilledLearner
 from pipeline.learners.learner import Learner
+from pipeline.restore import fill
 from pipeline.schema.learner import SupervisedConfig
 from pipeline.schema.run import RunConfig, TeacherConfig
 from pipeline.start import checkpoint_of
@@ -42,13 +42,7 @@ def _restored(chosen: TeacherConfig, config: RunConfig, index: Index) -> Learner
             f"teacher.start = {path}: {'; '.join(faults)}; name a teacher of the same, or change the config"
         )
     teacher = build.learner(theirs, trained)
-    try:
-        teacher.load_state_dict(dict(saved.learner), strict=True)
-    except RuntimeError as error:
-        raise InputError(
-            f"teacher.start = {path} holds no weights of its own learner: {one_line(str(error))}; "
-            f"bring back {theirs.data.root}, on which it was trained"
-        ) from error
+    fill(teacher, saved.learner, theirs, f"teacher.start = {path} holds no weights of its own learner")
     return teacher
 
 

@@ -52,15 +52,15 @@ class WccnLearner(EmbeddingLearner):
         )
 
     def learn(self, support: Tensor, labels: Tensor, ways: int, normalise: Normalise) -> Decide:
-        weight = imprinted(self.whitened(support), labels, ways)
-        return lambda query: cosine_logits(self.whitened(query), weight, self.scale)
+        variance = self.shrink * self.within.diagonal().mean()
+        lower = torch.linalg.cholesky(self.within + variance * torch.eye(len(self.mean)).to(self.within))
+        weight = imprinted(self._whitened(support, lower), labels, ways)
+        return lambda query: cosine_logits(self._whitened(query, lower), weight, self.scale)
 
-    def whitened(self, features: Tensor) -> Tensor:
+    def _whitened(self, features: Tensor, lower: Tensor) -> Tensor:
         """(samples, features) -> the same, of which cosines are taken"""
         # Solvers need all digits, whatever the encoder computes in.
         with torch.autocast(features.device.type, enabled=False):
-            variance = self.shrink * self.within.diagonal().mean()
-            lower = torch.linalg.cholesky(self.within + variance * torch.eye(len(self.mean)).to(self.within))
             centred = directions(features.to(self.mean.dtype)) - self.mean
             return torch.linalg.solve_triangular(lower, centred.mT, upper=False).mT
 
