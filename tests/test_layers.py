@@ -32,6 +32,9 @@ LAYERS = {
         "ancestry",
         "frozen",
         "teacher",
+        "space",
+        "ledger",
+        "search",
     },
     5: {
         "worker",
@@ -46,6 +49,10 @@ LAYERS = {
         "pair_protocol",
         "train",
         "run_folder",
+        "sweep",
+        "sweep_plan",
+        "tuning",
+        "trial",
         "ray_groups",
         "report",
         "show",
@@ -191,7 +198,10 @@ def test_only_verbs_know_ray():
 
 def test_ray_is_imported_where_it_is_needed_only():
     """It takes seconds, which a run in one process and `--help` need not pay."""
-    assert not [name for name, path in of_pipeline() if "ray" in foreign(at_module_level(path))]
+    tunes = {"pipeline.trial", "pipeline.tuning"}
+    assert {name for name, path in of_pipeline() if "ray" in foreign(at_module_level(path))} == tunes
+    # What is Tune's own kind of thing is only loaded when a sweep works.
+    assert not [n for n, path in of_pipeline() if n not in tunes and tunes & imports(at_module_level(path))]
 
 
 def test_what_runs_on_a_bare_machine_needs_torch_alone():
