@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -30,10 +31,12 @@ from pipeline.session import connected
 from pipeline.shipment import Target, read_json
 from pipeline.start import provenance
 from pipeline.sweep_plan import TRIALS, Plan, changed, check
+from pipeline.space import Point
 from pipeline.train import DRAINED, DRAINS, maker
+from pipeline.warm import LIKENESS, POINT, SCORE, likeness, past_sweeps, warm_points
 
 KIND = "sweep"
-FILE, BEST_FILE = "sweep.yaml", "best.yaml"
+FILE, BEST_FILE, WARM_FILE = "sweep.yaml", "best.yaml", "warm.json"
 INTERRUPTED = "interrupted"
 """The state of a trial that was begun and did not end, of a sweep that can go on."""
 Tell = Callable[[str], None]
@@ -75,7 +78,7 @@ def sweep(
         sweeping = _Sweeping(
             plan, folder, ledger, make_learner, tell, Target(uri, example.tracking.experiment, folder.name)
         )
-        sweeping.begin()
+        sweeping.begin(example)
         tracking.write_target(folder, sweeping.target)
         sender = tracking.Sender(folder, uri=uri, experiment=example.tracking.experiment, name=folder.name)
         sender.start()
@@ -156,15 +159,21 @@ class _Sweeping:
         self._make_learner, self._tell = make_learner, tell
         self._waiting = [n for n, trial in sorted(ledger.trials.items()) if not trial.is_over]
         self._told = sum(trial.is_over for trial in ledger.trials.values())
-        self._lock = threading.Lock()
+        self._first: list[tuple[Point, str]] = []
+        """What is tried before the search, each with its origin."""
 
     def run(self, number: int) -> Path:
         """The folder of a trial's run."""
         return self.folder / TRIALS / f"{number:04d}"
 
-    def begin(self) -> None:
-        """Tell what is searched, and how."""
-        asked = self.plan.sweep
+    def begin(self, example: RunConfig) -> None:
+        """Tell what is searched, and how, and on what data.
+
+        Raises:
+            InputError: what past sweeps say cannot be read.
+        """
+        asked, like = self.plan.sweep, likeness(example)
+        self._first = [(dict(point), "start") for point in asked.start] + self._warm(like)
         told = spool.Spool(self.folder)
         budget = {key: getattr(asked, key) for key in ("trials", "meta_steps", "hours")}
         told.params(
@@ -179,7 +188,7 @@ class _Sweeping:
                 **{f"space.{name}": said for name, said in self.plan.space.told().items()},
             }
         )
-        told.tags({spool.KIND: KIND})
+        told.tags({spool.KIND: KIND, **({LIKENESS: json.dumps(like)} if like else {})})
         told.artifact(self.folder / FILE)
         told.status("RUNNING")
         told.close()
@@ -202,14 +211,26 @@ class _Sweeping:
         asked, number = self.plan.sweep, len(self.ledger.trials)
         if asked.trials is not None and number >= asked.trials:
             return None
-        if number < len(asked.start):
-            point, origin = dict(asked.start[number]), "start"
+        if number < len(self._first):
+            point, origin = self._first[number]
         else:
             point, origin = propose(self.plan.space, asked, number, self.ledger.trials), "search"
         if point is None:
             return None
         self.ledger.proposed(number, point, origin)
         return number, self._prepared(number)
+
+    def _warm(self, like: dict[str, float]) -> list[tuple[Point, str]]:
+        """Points of past sweeps, asked for once: a sweep that goes on has them in a file."""
+        asked, file = self.plan.sweep, self.folder / WARM_FILE
+        if asked.warm is None:
+            return []
+        if not file.exists():
+            pasts = past_sweeps(asked, asked.warm, self.target)
+            found = warm_points(self.plan.space, pasts, like, asked.warm.points)
+            self._tell(f"{len(found)} points of {len(pasts)} past sweeps are tried first")
+            write({"points": found}, file)
+        return [(point, origin) for point, origin in read_json(file)["points"]]
 
     def moved(self, number: int, source: int, step: int) -> RunConfig:
         """The config with which a trial goes on from another one's state."""
@@ -234,7 +255,7 @@ class _Sweeping:
         tell_start(run, config, Index.without_shards(config.data.root), origins)
         told = spool.Spool(run)
         told.tags({"sweep": self.folder.name, "trial": str(number), "origin": trial.origin})
-        told.tags({f"point.{name}": str(value) for name, value in trial.point.items()})
+        told.tags({POINT: json.dumps(trial.point)})
         told.close()
         name = f"{self.folder.name}-{number:04d}"
         tracking.write_target(run, self.target._replace(name=name, parent=os.path.relpath(self.folder, run)))
@@ -256,13 +277,14 @@ class _Sweeping:
         tell_end(run, "FAILED" if trial.state == FAILED else "FINISHED")
         told = spool.Spool(run)
         told.tags({"sweep.state": trial.state, **({"sweep.error": trial.said} if trial.said else {})})
-        told.metrics(trial.steps, {f"objective/{name}": value for name, value in trial.objectives.items()})
+        values = {f"objective/{name}": value for name, value in trial.objectives.items()}
+        told.metrics(trial.steps, values | ({} if score is None else {SCORE: score}))
         told.close()
         self._told += 1
         best = winner(self.ledger, asked.mode)
         told = spool.Spool(self.folder)
         values = {"sweep/trial": trial.number, "sweep/meta_steps": trial.steps, "sweep/seconds": trial.seconds}
-        values |= {} if score is None else {"sweep/score": score}
+        values |= {} if score is None else {SCORE: score}
         values |= {} if best is None else {"sweep/best_score": best.score(asked.mode) or 0.0}
         told.metrics(self._told, values)
         told.close()

@@ -34,12 +34,19 @@ def test_what_was_written_is_read_back(tmp_path):
     with Ledger(tmp_path) as after:
         assert after.trials.keys() == {0, 1, 2}
         first, second, third = after.trials.values()
-        assert (first.point, first.origin, first.state, first.attempts) == ({"lr": 0.5, "kind": "a"}, "search", FINISHED, 1)
+        assert (first.point, first.origin, first.state, first.attempts) == (
+            {"lr": 0.5, "kind": "a"},
+            "search",
+            FINISHED,
+            1,
+        )
         assert first.score("max") == first.score("min") == 0.25 and first.steps == 20
         assert first.objectives == {"parameters": 10.0}
         # Begun and not ended: it goes on, and is judged by what it did since it took over another's state.
         assert (second.state, second.attempts, second.point) == (WAITING, 2, {"lr": 0.4, "kind": "a"})
-        assert second.score("max") == 0.1 and second.exchanges == [{"source": 0, "step": 20, "point": {"lr": 0.4, "kind": "a"}}]
+        assert second.score("max") == 0.1 and second.exchanges == [
+            {"source": 0, "step": 20, "point": {"lr": 0.4, "kind": "a"}}
+        ]
         assert (third.state, third.said, third.score("max")) == (FAILED, "never", None)
         assert first.seconds == pytest.approx(before.trials[0].seconds)
         assert after.spent_s >= 0
@@ -76,7 +83,11 @@ def test_seconds_of_a_trial_end_with_its_driver(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [('{"t": 1, "event": "driver", "format": 99}\n', "format 99"), ("nothing\n", "line 1: no event"), ("[]\n", "line 1: no event")],
+    [
+        ('{"t": 1, "event": "driver", "format": 99}\n', "format 99"),
+        ("nothing\n", "line 1: no event"),
+        ("[]\n", "line 1: no event"),
+    ],
 )
 def test_a_file_that_is_no_ledger_is_refused(tmp_path, content, said):
     (tmp_path / FILE).write_text(content)

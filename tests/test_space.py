@@ -33,7 +33,13 @@ def test_what_hangs_on_an_option_exists_where_that_was_taken():
 
 
 def test_a_point_makes_a_config_of_the_same_shape_with_values_for_dimensions():
-    point = {"learner.kind": "gradient", "learner.rule.lr": 0.5, "learner.steps": 2, "meta.optimizer.lr": 1e-3, "model.width": 8}
+    point = {
+        "learner.kind": "gradient",
+        "learner.rule.lr": 0.5,
+        "learner.steps": 2,
+        "meta.optimizer.lr": 1e-3,
+        "model.width": 8,
+    }
     assert space().config(point) == {
         "name": "x",
         "learner": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 0.5}, "steps": 2},
@@ -56,7 +62,13 @@ def test_a_point_makes_a_config_of_the_same_shape_with_values_for_dimensions():
     ],
 )
 def test_a_point_outside_is_refused(change, said):
-    point = {"learner.kind": "gradient", "learner.rule.lr": 0.5, "learner.steps": 2, "meta.optimizer.lr": 1e-3, "model.width": 8}
+    point = {
+        "learner.kind": "gradient",
+        "learner.rule.lr": 0.5,
+        "learner.steps": 2,
+        "meta.optimizer.lr": 1e-3,
+        "model.width": 8,
+    }
     assert space().fits(point)
     assert not space().fits({**point, **change})
     with pytest.raises(InputError, match=said):
@@ -87,7 +99,10 @@ def test_samples_are_spread_as_the_dimension_says():
 
 
 def test_the_grid_is_every_combination_and_nothing_twice():
-    tree = {"learner": {"choice": [{"kind": "gradient", "steps": {"int": [1, 3]}}, {"kind": "prototype"}]}, "seed": {"int": [0, 1]}}
+    tree = {
+        "learner": {"choice": [{"kind": "gradient", "steps": {"int": [1, 3]}}, {"kind": "prototype"}]},
+        "seed": {"int": [0, 1]},
+    }
     grid = Space(tree, "s").grid()
     assert len(grid) == 8 and len({tuple(sorted(map(str, point.items()))) for point in grid}) == 8
     with pytest.raises(InputError, match="a grid needs choice or int"):
@@ -106,7 +121,12 @@ def test_of_too_many_corners_some_are_drawn_with_all_pairs_of_ends_among_them():
     corners = list(many.corners())
     assert len(corners) == MOST_CORNERS
     for a in range(20):
-        assert {(corner[f"data.k{a}"], corner[f"data.k{(a + 1) % 20}"]) for corner in corners} == {(0, 0), (0, 9), (9, 0), (9, 9)}
+        assert {(corner[f"data.k{a}"], corner[f"data.k{(a + 1) % 20}"]) for corner in corners} == {
+            (0, 0),
+            (0, 9),
+            (9, 0),
+            (9, 9),
+        }
 
 
 @given(st.integers(0, 1000))
@@ -124,7 +144,10 @@ def test_options_of_one_key_in_two_branches_keep_their_own_ranges():
     per_step = {"kind": "per_step", "lr": {"loguniform": [0.01, 0.1]}}
     both = Space({"learner": {"kind": "gradient", "rule": {"choice": [rule, per_step]}}}, "s")
     assert [d.name for d in both.dimensions] == ["learner.rule.kind", "learner.rule.lr", "learner.rule.lr (per_step)"]
-    assert both.config({"learner.rule.kind": "per_step", "learner.rule.lr (per_step)": 0.05})["learner"]["rule"]["lr"] == 0.05
+    assert (
+        both.config({"learner.rule.kind": "per_step", "learner.rule.lr (per_step)": 0.05})["learner"]["rule"]["lr"]
+        == 0.05
+    )
 
 
 @pytest.mark.parametrize(

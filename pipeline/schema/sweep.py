@@ -77,6 +77,16 @@ class PbtConfig(Config):
 SchedulerConfig = Annotated[NoScheduler | AshaConfig | MedianConfig | PbtConfig, Field(discriminator="kind")]
 
 
+class WarmConfig(Config):
+    """The best points of past sweeps, those on data most like these first, are tried before the search begins."""
+
+    points: PositiveInt = 3
+    sweeps: tuple[str, ...] = ()
+    """Which past sweeps, by name; none: all that MLflow has in the experiment."""
+    uri: str = ""
+    """The MLflow that has them; empty: the sweep's own."""
+
+
 class SweepConfig(Config):
     """What is searched, beside a run config with dimensions for values."""
 
@@ -100,10 +110,8 @@ class SweepConfig(Config):
     """How often a trial that failed is tried again."""
     start: tuple[dict[str, Any], ...] = ()
     """Points that are tried first, as values by dimension."""
-    warm: tuple[str, ...] = ()
-    """Past sweeps, by folder or MLflow run id, whose best points are tried first; of several those on data most like these."""
-    warm_points: PositiveInt = 3
-    """How many of them."""
+    warm: WarmConfig | None = None
+    """Learn from past sweeps; none: begin with nothing."""
     storage: Path | None = None
     """Where a population keeps what it exchanges, seen by all nodes; none: the sweep's folder."""
 
