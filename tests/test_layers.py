@@ -14,7 +14,20 @@ LAYERS = {
     0: {"calculus", "episode", "labels", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
     1: {"data", "models", "tasks"},
     2: {"learners"},
-    3: {"engine", "loop", "checkpoint", "judging", "ranks", "notices", "spool", "shipment", "tracking", "pictures"},
+    3: {
+        "engine",
+        "loop",
+        "checkpoint",
+        "judging",
+        "ranks",
+        "notices",
+        "adaptation",
+        "meta_features",
+        "spool",
+        "shipment",
+        "tracking",
+        "pictures",
+    },
     4: {
         "schema",
         "config",
@@ -32,6 +45,8 @@ LAYERS = {
         "ancestry",
         "frozen",
         "teacher",
+        "task_family",
+        "candidates",
     },
     5: {
         "worker",
@@ -40,6 +55,11 @@ LAYERS = {
         "compare",
         "seeds",
         "table",
+        "chooser",
+        "shelf",
+        "choose_model",
+        "choice_report",
+        "evaluate_settings",
         "conclude",
         "prepare",
         "embed",
@@ -63,7 +83,7 @@ LAYERS = {
         "distant",
         "mirror",
     },
-    6: {"cli", "cli_data", "cli_runs"},
+    6: {"cli", "cli_choose", "cli_data", "cli_runs"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}
