@@ -10,7 +10,8 @@ import torch
 import yaml
 from test_sweep import planned, tree_of
 
-from pipeline import build, config, spool, sweep, train
+from pipeline import build, config, spool, sweep, sweeping, train
+from pipeline.conclude import RESULT_FILE
 from pipeline.errors import RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
@@ -45,7 +46,7 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     alone = train.fit(plan.config(best["point"]).model_copy(update={"runs": tmp_path / "alone"}))
     ours = spool.history(found.folder / best["run"]).series["validation/score"]
     assert ours == spool.history(alone.folder).series["validation/score"]
-    ready = config.load(found.folder / sweep.BEST_FILE)
+    ready = config.load(found.folder / sweeping.BEST_FILE)
     assert ready.learner == plan.config(best["point"]).learner and ready.name == "small-best"
     # MLflow's tree.
     runs = runs_in(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -58,7 +59,7 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     artifacts = {
         file.path for file in client_of(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(parent.info.run_id)
     }
-    assert {sweep.FILE, sweep.BEST_FILE, sweep.RESULT_FILE} <= artifacts
+    assert {sweeping.FILE, sweeping.BEST_FILE, RESULT_FILE} <= artifacts
 
 
 class Refusing:
