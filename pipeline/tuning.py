@@ -173,20 +173,25 @@ class _Events(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.failed_once(number, self._said(number))
+        self._hands.ledger.failed_once(number, self._said(trial))
         self._hands.heard(number)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.ended(number, FAILED, said=self._said(number))
+        self._hands.ledger.ended(number, FAILED, said=self._said(trial))
         let_go(self._actor, self._hands.folder(number))
         self._hands.heard(number)
 
-    def _said(self, number: int) -> str:
-        """Why the trial failed now, as it wrote down itself."""
+    def _said(self, trial) -> str:
+        """Why the trial failed now: as it wrote down itself, or else what Ray heard."""
+        number = trial.config["number"]
         told = failures.since_start(self._hands.folder(number))
         before, self._noted[number] = self._noted.get(number, 0), len(told)
-        return told[-1].said if len(told) > before else LOST
+        if len(told) > before:
+            return told[-1].said
+        heard = str(trial.get_error() or "")
+        lines = [line.strip() for line in heard.splitlines() if line.strip()]
+        return lines[-1] if lines and "ActorDied" not in heard and "RayActorError" not in heard else LOST
 
 
 class _Over(tune.Stopper):
