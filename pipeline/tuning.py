@@ -33,6 +33,8 @@ from pipeline.trial import ENDED, STEP, VALUE, Setting, Trial
 
 NOTES = "tune"
 """The folder of what Ray Tune writes; nothing of it is ever read by us."""
+WATCHING = {"memory": float(1 << 20)}
+"""What an actor takes that only watches a group: something, or Tune would not place it, and no CPU, which its group needs."""
 LOST = "its process ended without a word, as when memory is short or its node was lost"
 
 
@@ -60,7 +62,7 @@ class Hands:
 def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: Path, make_learner: MakeLearner) -> None:
     """Have Tune run trials until there is no further one; in a Ray session. `example` is one of their configs."""
     workers = example.workers
-    each = workers.needs if workers.is_alone else {"CPU": 0.0}
+    each = workers.needs if workers.is_alone else WATCHING
     if workers.is_alone and workers.gpus is None and ray.cluster_resources().get("GPU", 0) >= 1:
         each = {**each, "GPU": 1.0}
     population = sweep.trials if isinstance(sweep.scheduler, PbtConfig) else None
