@@ -44,7 +44,7 @@ class Hands:
 
     `next` gives the number of the next trial and its run's config, or None where there is no further one; `moved` the
     config with which a trial goes on after it took over another's state at a meta-step; `folder` is where a trial's run is.
-    `over` tells whether a budget is spent or somebody asked to stop. `heard` is told after every event of a trial.
+    `over` tells whether a budget is spent or somebody asked to stop. `heard` is told when a trial ended, or failed.
     """
 
     ledger: Ledger
@@ -156,12 +156,10 @@ class _Events(tune.Callback):
         # A population takes turns: a trial may begin that had only paused.
         if self._hands.ledger.trials[number].state == WAITING:
             self._hands.ledger.begun(number, trial.node_ip or "")
-            self._hands.heard(number)
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         number = trial.config["number"]
         self._hands.ledger.value(number, int(result[STEP]), float(result[VALUE]))
-        self._hands.heard(number)
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         number, last = trial.config["number"], trial.last_result
