@@ -14,7 +14,20 @@ LAYERS = {
     0: {"calculus", "episode", "labels", "noise", "tensor_noise", "errors", "memory", "side_by_side"},
     1: {"data", "models", "tasks"},
     2: {"learners"},
-    3: {"engine", "loop", "checkpoint", "judging", "ranks", "notices", "spool", "shipment", "tracking", "pictures"},
+    3: {
+        "engine",
+        "loop",
+        "checkpoint",
+        "judging",
+        "ranks",
+        "notices",
+        "spool",
+        "shipment",
+        "shipped_data",
+        "shipped_model",
+        "tracking",
+        "pictures",
+    },
     4: {
         "schema",
         "config",
@@ -32,6 +45,8 @@ LAYERS = {
         "ancestry",
         "frozen",
         "teacher",
+        "lineage",
+        "servable",
     },
     5: {
         "worker",
@@ -49,6 +64,8 @@ LAYERS = {
         "ray_groups",
         "report",
         "show",
+        "register",
+        "served",
         "drawing",
         "charts",
         "watch",
@@ -66,7 +83,7 @@ LAYERS = {
     6: {"cli", "cli_data", "cli_runs"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
-TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}
+TELLING = {"spool", "tracking", "shipment", "shipped_data", "shipped_model", "pictures", "checkpoint"}
 """Parts of layer 3 that write files and pictures; the others, and the layers below except data, need torch alone."""
 WRITERS_USE = {"torch", "psutil", "matplotlib", "numpy", "safetensors"}
 LATER = {"pipeline.tasks.coco": {"numpy", "pycocotools"}}
@@ -206,9 +223,9 @@ def test_what_runs_on_a_bare_machine_needs_torch_alone():
 
 def test_cluster_and_pipeline_agree_on_what_a_job_is_told_and_how_it_leaves():
     from cluster import submission, target
-    from pipeline import train
+    from pipeline import lineage, train
 
-    assert (submission.RUN_ENV, target.DRAINED) == (train.RUN_ENV, train.DRAINED)
+    assert (submission.RUN_ENV, target.DRAINED) == (lineage.RUN_ENV, train.DRAINED)
 
 
 def test_cluster_imports_nothing_of_pipeline():
