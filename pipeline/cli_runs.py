@@ -41,6 +41,7 @@ def train(
     from pipeline import config as configs
     from pipeline import seeds as several
     from pipeline import train as verb
+    from pipeline.lineage import RUN_ENV
     from pipeline.run_folder import found_run
     from pipeline.watch import watching
 
@@ -56,7 +57,7 @@ def train(
         raise typer.Exit(ended[-1].code)
     if resume is not None and run is not None:
         raise InputError(f"--resume {resume} with --run {run}: one of them")
-    name = "" if resume is not None else run or os.environ.get(verb.RUN_ENV, "")
+    name = "" if resume is not None else run or os.environ.get(RUN_ENV, "")
     if name:
         folder = found_run(chosen, name)
     else:
@@ -234,6 +235,26 @@ def fetch(
     from pipeline.data.root import Url
 
     print(mirror.fetch(Url(run), runs))
+
+
+@app.command(epilog="Example: metashard register glyphs-20260101-120000-ab12 glyphs --alias champion")
+def register(
+    run: Annotated[Path, typer.Argument(help="run id or run folder; its best checkpoint is taken", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="registered model; empty: the run has a model in MLflow, and nothing is registered")
+    ] = "",
+    alias: Annotated[str, typer.Option(help="what then points to this version, as champion")] = "",
+    runs: Runs = Path("runs"),
+) -> None:
+    """Make a run's best checkpoint a model in MLflow, which `mlflow models serve` serves, and register it."""
+    from pipeline import register as verb
+
+    folder = run if run.exists() else runs / run
+    done = verb.register(folder, name=name, alias=alias)
+    print(verb.registered_text(folder, done, name=name, alias=alias))
+    for reason in done.sent.refused:
+        print(f"MLflow refuses {reason}", file=sys.stderr)
+    _warn_unless(done.sent.complete)
 
 
 @app.command(epilog="Example: metashard sync")

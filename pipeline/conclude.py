@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, evaluate, restore, tracking
+from pipeline import checkpoint, evaluate, lineage, register, restore, spool, tracking
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.config import dump, fingerprint, flatten, parse
@@ -32,7 +33,9 @@ FLOOR_EPISODES = 100
 
 
 def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str, str]) -> None:
-    """Settings, data-set hash, git revision and versions, what it begins from, and that the run is running."""
+    """Settings, data sets and their hashes, git revision and versions, what it begins from, the jobs that it runs in, and that it
+    is running."""
+    jobs = lineage.jobs(spool.history(run).tags)
     told = Spool(run)
     told.params({key: str(value) for key, value in flatten(dump(config)).items()})
     told.tags(
@@ -40,11 +43,14 @@ def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str,
             **fingerprints(config, index),
             "config.fingerprint": fingerprint(config),
             **origins,
+            **jobs,
             "mlflow.source.git.commit": _revision(),
             "python": platform.python_version(),
             **{f"version.{name}": importlib.metadata.version(name) for name in VERSIONS},
         }
     )
+    for name, values in lineage.data_sets(config, index):
+        told.data(name, values)
     told.artifact(run / "config.yaml")
     told.status("RUNNING")
     told.close()
@@ -108,7 +114,23 @@ def conclude(run: Path, config: RunConfig, index: Index, make_learner: MakeLearn
     for path in drawn:
         told.artifact(path, "pictures")
     told.close()
+    if config.tracking.is_model:
+        _tell_model(run, config, best)
     return result
+
+
+def _tell_model(run: Path, config: RunConfig, best: Path) -> None:
+    """The best checkpoint as a model; what goes wrong with it costs the run nothing."""
+    try:
+        register.tell(run, config, best)
+    except (InputError, OSError) as error:
+        name = config.tracking.register_as
+        options = f" {name}" if name else ""
+        options += f" --alias {config.tracking.alias}" if config.tracking.alias else ""
+        print(
+            f"warning: no model was made of {best} ({error}); metashard register {run}{options} tries again",
+            file=sys.stderr,
+        )
 
 
 def _tell_scores(told: Spool, start: str, evaluation: Evaluation) -> None:

@@ -21,6 +21,7 @@ from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.learners.learner import Mode
+from pipeline.lineage import MAKER
 from pipeline.restore import Subject
 from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
@@ -141,7 +142,7 @@ def earlier(config: RunConfig, make_learner: MakeLearner) -> Path | None:
         if not _is_config(file, config):
             continue
         past = spool.history(file.parent)
-        if past.tags.items() >= asked.items() and (train.MAKER in past.tags) == (train.MAKER in asked):
+        if past.tags.items() >= asked.items() and (MAKER in past.tags) == (MAKER in asked):
             found.append((past.started_ms, file.parent))
     return max(found)[1] if found else None
 

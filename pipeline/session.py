@@ -60,6 +60,14 @@ def connected(workers: int, *, each: Mapping[str, float] = ONE_CPU, wait_s: floa
         ray.shutdown()
 
 
+def told_of_session() -> dict[str, str]:
+    """By what id Ray knows this process, and the nodes of its cluster, as tags of a run."""
+    import ray
+
+    nodes = [f"{node['NodeManagerHostname']}:{node['NodeID']}" for node in ray.nodes() if node["Alive"]]
+    return {"ray.job": ray.get_runtime_context().get_job_id(), "ray.nodes": " ".join(sorted(nodes))}
+
+
 def _check(workers: int, each: Mapping[str, float], wait_s: float) -> None:
     import ray
 

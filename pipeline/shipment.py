@@ -7,12 +7,14 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline import spool
+from pipeline import shipped_data, shipped_model, spool
+from pipeline.errors import InputError
+from pipeline.shipped_model import Wanted
 
 SENT_FILE = "spool.sent.json"
 REFUSED_FILE = "spool.refused.jsonl"
@@ -43,14 +45,15 @@ class Target(NamedTuple):
 
 @dataclass
 class Sent:
-    """What of a spool has arrived: bytes from its start, and artifacts passed over that are still to go."""
+    """What of a spool has arrived: bytes from its start, and what was passed over that is still to go: [path, folder] of an
+    artifact, a `Wanted` of a model."""
 
     uri: str = ""
     spool: str = ""
     run_id: str = ""
     experiment_id: str = ""
     offset: int = 0
-    owed: list[list[str]] = field(default_factory=list)
+    owed: list[list[Any]] = field(default_factory=list)
     refused: int = 0
 
 
@@ -61,7 +64,9 @@ class Chunk:
     end: int
     records: int = 0
     items: dict[str, list[Any]] = field(default_factory=lambda: {kind: [] for kind in MOST})
-    artifacts: dict[tuple[str, str], None] = field(default_factory=dict)
+    files: dict[tuple[Any, ...], None] = field(default_factory=dict)
+    """Artifacts and models, each once, as `Sent.owed` has them."""
+    data: list[spool.Record] = field(default_factory=list)
     status: tuple[str, int] | None = None
     damaged: list[str] = field(default_factory=list)
 
@@ -93,20 +98,18 @@ class Shipment:
             if chunk.records:
                 self._send(chunk)
                 self.sent.offset = chunk.end
-                self.sent.owed += [
-                    list(artifact) for artifact in chunk.artifacts if list(artifact) not in self.sent.owed
-                ]
+                self.sent.owed += [list(own) for own in chunk.files if list(own) not in self.sent.owed]
                 self._remember()
                 return chunk.records
             if self.sent.owed:
-                self._send_artifact(*self.sent.owed[0])
+                self._send_file(self.sent.owed[0])
                 self.sent.owed.pop(0)
                 self._remember()
                 return 1
         except Exception:
             # Whatever was wrong, the run may have been deleted or the server be another one: look again.
             self._client = None
-            # An artifact store that fails must not keep the others waiting.
+            # A file that is not taken must not keep the others waiting.
             self.sent.owed = self.sent.owed[1:] + self.sent.owed[:1]
             raise
         return 0
@@ -165,6 +168,11 @@ class Shipment:
         for kind, items in chunk.items.items():
             for start in range(0, len(items), MOST[kind]):
                 self._log(kind, items[start : start + MOST[kind]])
+        for record in chunk.data:
+            self._unless_hopeless(
+                f"data {record['name']}",
+                lambda own=record: shipped_data.ship(self._client, self.sent.run_id, own["name"], own["values"]),
+            )
         if chunk.status:
             status, time_ms = chunk.status
             if status == "RUNNING":
@@ -177,10 +185,7 @@ class Shipment:
         try:
             self._client.log_batch(self.sent.run_id, **{kind: items}, synchronous=True)
         except Exception as error:
-            if not _is_hopeless(error):
-                raise
-            # A deleted run refuses everything: that is not the items' fault.
-            if self._client.get_run(self.sent.run_id).info.lifecycle_stage == "deleted":
+            if not self._is_hopeless(error):
                 raise
             if len(items) == 1:
                 self._refuse(f"{kind} {items[0]}: {first_line(error)}")
@@ -188,11 +193,36 @@ class Shipment:
             for item in items:
                 self._log(kind, [item])
 
-    def _send_artifact(self, path: str, folder: str) -> None:
+    def _send_file(self, owed: Sequence[Any]) -> None:
+        if len(owed) > 2:
+            wanted, sent = Wanted(*owed), self.sent
+            self._unless_hopeless(
+                f"model {wanted.path}",
+                lambda: shipped_model.ship(self._client, self.run_dir, sent.run_id, sent.experiment_id, wanted),
+            )
+            return
+        path, folder = owed
         if not (self.run_dir / path).is_file():
             self._refuse(f"artifact {path}: the file is gone")
             return
         self._client.log_artifact(self.sent.run_id, str(self.run_dir / path), folder or None)
+
+    def _unless_hopeless(self, what: str, send: Callable[[], None]) -> None:
+        """Send it; what MLflow will never take is refused."""
+        try:
+            send()
+        except Exception as error:
+            if not self._is_hopeless(error):
+                raise
+            self._refuse(f"{what}: {first_line(error)}")
+
+    def _is_hopeless(self, error: Exception) -> bool:
+        if isinstance(error, InputError):
+            return True
+        if getattr(error, "error_code", "") not in HOPELESS:
+            return False
+        # A deleted run refuses everything: that is not the fault of what it was sent.
+        return self._client.get_run(self.sent.run_id).info.lifecycle_stage != "deleted"
 
     def _refuse(self, reason: str) -> None:
         self.refused.append(reason)
@@ -214,7 +244,11 @@ def _add(chunk: Chunk, record: spool.Record) -> None:
         case "tags":
             chunk.items["tags"] += [RunTag(key, value) for key, value in record["values"].items()]
         case "artifact":
-            chunk.artifacts[record["path"], record["folder"]] = None
+            chunk.files[record["path"], record["folder"]] = None
+        case "model":
+            chunk.files[Wanted(record["path"], record["register"], record["alias"], record["t"])] = None
+        case "data":
+            chunk.data.append(record)
         case "status":
             chunk.status = record["status"], record["t"]
         case "damaged":
@@ -267,10 +301,6 @@ def _find(client: Any, experiment_id: str, run_id: str, spool_id: str) -> Any:
                 raise
     found = client.search_runs([experiment_id], f"tags.`{RUN_TAG}` = '{spool_id}'", ViewType.ALL, max_results=1)
     return found[0] if found else None
-
-
-def _is_hopeless(error: Exception) -> bool:
-    return getattr(error, "error_code", "") in HOPELESS
 
 
 def _user() -> str:

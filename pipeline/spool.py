@@ -41,6 +41,8 @@ class History:
     tags: dict[str, str] = field(default_factory=dict)
     status: str = "RUNNING"
     series: dict[str, dict[int, float]] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What was told of each data set."""
 
 
 class Spool:
@@ -75,7 +77,7 @@ class Spool:
         except BaseException:
             os.close(self._file)
             raise
-        self._params, self._tags, self._status = past.params, past.tags, past.status
+        self._params, self._tags, self._status, self._data = past.params, past.tags, past.status, past.data
         self._last_step = {key: max(points) for key, points in past.series.items()}
         if not past.id:
             self._write({"kind": "run", "format": FORMAT, "id": uuid.uuid4().hex})
@@ -109,6 +111,20 @@ class Spool:
         """A file inside the run's folder, to be shown under `folder`; it must stay where it is until it is sent."""
         inside = path.resolve().relative_to(self.run_dir)
         self._write({"kind": "artifact", "path": inside.as_posix(), "folder": folder})
+
+    def data(self, name: str, values: Mapping[str, Any]) -> None:
+        """A data set that the run reads, by JSON values: `digest`, `source`, `context`, `images` (type and form), `profile`."""
+        if self._data.get(name) != values:
+            self._data[name] = dict(values)
+            self._write({"kind": "data", "name": name, "values": dict(values)})
+
+    def model(self, folder: Path, *, register: str = "", alias: str = "") -> None:
+        """A folder inside the run's, as `register.lay_out` makes it, to be shown as a model of the run; it stays where it is.
+
+        With `register` it becomes a version of the registered model of that name, to which `alias` then points, if given.
+        """
+        inside = folder.resolve().relative_to(self.run_dir)
+        self._write({"kind": "model", "path": inside.as_posix(), "register": register, "alias": alias})
 
     def status(self, status: str) -> None:
         """RUNNING, FINISHED, FAILED or KILLED."""
@@ -223,6 +239,8 @@ def history(run_dir: Path) -> History:
             case "metrics":
                 for key, value in record["values"].items():
                     past.series.setdefault(key, {})[record["step"]] = float(value)
+            case "data":
+                past.data[record["name"]] = record["values"]
             case "status":
                 past.status = record["status"]
     return past

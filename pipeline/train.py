@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import build, checkpoint, failures, mirror, preflight, tracking
+from pipeline import build, checkpoint, failures, lineage, mirror, preflight, servable, tracking
 from pipeline.archive import STOP_FILE, Folder
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import indexes
@@ -23,19 +23,17 @@ from pipeline.data.index import Index
 from pipeline.data.mixture import Mixture
 from pipeline.data.sampler import assign
 from pipeline.errors import InputError, RunFailed
+from pipeline.lineage import MAKER
 from pipeline.loop import ASKED
 from pipeline.ray_groups import on_ray
+from pipeline.register import own_learner
 from pipeline.run_folder import new_folder, new_run, resumed_run, take
 from pipeline.schema.run import RunConfig
-from pipeline.session import connected
-from pipeline.start import provenance, started
+from pipeline.session import connected, told_of_session
+from pipeline.start import started
 from pipeline.teacher import taught
 from pipeline.worker import Job, work
 
-MAKER = "make_learner"
-"""The tag that says who made the learner, where it was not the config."""
-RUN_ENV = "METASHARD_RUN"
-"""The variable in which a cluster's job finds its run id."""
 DRAINED = 75
 """The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
@@ -79,7 +77,7 @@ def fit(
     index = check(config, make_learner, is_new=is_new)
     if config.mirror is not None:
         mirror.check(config.mirror)
-    origins = {**provenance(config), **maker(make_learner)} if is_new else {}
+    origins = {**lineage.origins(config, index), **maker(make_learner)} if is_new else {}
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
     is_alone = config.workers.is_alone
     with ExitStack() as held:
@@ -95,7 +93,8 @@ def fit(
             take(held, folder, copy)
         for fault in checkpoint.faults(folder / "checkpoints"):
             print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
-        tell_start(folder, config, index, origins)
+        places = {} if is_alone else told_of_session()
+        tell_start(folder, config, index, {**origins, **places})
         if copy is not None:
             held.enter_context(mirror.Mirror(folder, copy))
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
@@ -170,6 +169,10 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     """
     index = Index.open(config.data.root)
     data = config.data
+    if config.tracking.is_model:
+        servable.check(config)
+        for made_by in maker(make_learner).values():
+            raise own_learner(made_by)
     if config.validation.aside and config.workers.is_alone:
         raise InputError(
             "validation.aside = true: that is a Ray task, and one worker runs without Ray; set workers.ray = always"

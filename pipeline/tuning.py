@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, assert_never
 
 import ray
@@ -238,6 +239,10 @@ class _Population(PopulationBasedTraining):
         )
         self._hands = hands
         self._exchanges = 0
+
+    def on_trial_add(self, tune_controller, trial) -> None:
+        # Tune refuses searchers here, which hear nothing of exchanges; ours reads of them in the ledger.
+        super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # pyright: ignore[reportArgumentType]
 
     def _get_new_config(self, trial, trial_to_clone) -> tuple[dict, dict]:
         number, source = trial.config["number"], trial_to_clone.config["number"]

@@ -25,6 +25,8 @@ LAYERS = {
         "meta_features",
         "spool",
         "shipment",
+        "shipped_data",
+        "shipped_model",
         "tracking",
         "pictures",
     },
@@ -50,6 +52,8 @@ LAYERS = {
         "search",
         "task_family",
         "candidates",
+        "lineage",
+        "servable",
     },
     5: {
         "worker",
@@ -78,6 +82,8 @@ LAYERS = {
         "ray_groups",
         "report",
         "show",
+        "register",
+        "served",
         "drawing",
         "charts",
         "watch",
@@ -95,7 +101,7 @@ LAYERS = {
     6: {"cli", "cli_choose", "cli_data", "cli_runs"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
-TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}
+TELLING = {"spool", "tracking", "shipment", "shipped_data", "shipped_model", "pictures", "checkpoint"}
 """Parts of layer 3 that write files and pictures; the others, and the layers below except data, need torch alone."""
 WRITERS_USE = {"torch", "psutil", "matplotlib", "numpy", "safetensors"}
 LATER = {"pipeline.tasks.coco": {"numpy", "pycocotools"}}
@@ -238,9 +244,9 @@ def test_what_runs_on_a_bare_machine_needs_torch_alone():
 
 def test_cluster_and_pipeline_agree_on_what_a_job_is_told_and_how_it_leaves():
     from cluster import submission, target
-    from pipeline import train
+    from pipeline import lineage, train
 
-    assert (submission.RUN_ENV, target.DRAINED) == (train.RUN_ENV, train.DRAINED)
+    assert (submission.RUN_ENV, target.DRAINED) == (lineage.RUN_ENV, train.DRAINED)
 
 
 def test_cluster_imports_nothing_of_pipeline():

@@ -62,7 +62,8 @@ def one_worker_process() -> psutil.Process:
 
 
 def test_a_run_under_ray_is_whole(unbroken):
-    series = history(unbroken).series
+    series, tags = history(unbroken).series, history(unbroken).tags
+    assert tags["ray.job"] and all(node.count(":") == 1 for node in tags["ray.nodes"].split(" "))
     assert list(series["train/loss"]) == list(range(1, STEPS + 1))
     assert {"test/inductive/accuracy", "test/transductive/accuracy", "time/data_wait_share"} <= set(series)
     assert history(unbroken).status == "FINISHED"

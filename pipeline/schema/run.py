@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,6 +22,10 @@ from pipeline.schema.learner import LearnerConfig
 from pipeline.schema.model import Conv4Config, ModelConfig
 from pipeline.schema.task import ClassificationConfig, TaskConfig
 from pipeline.schema.values import AtLeastTwo, Config, NonNegativeInt, Number, Part, PositiveFloat, PositiveInt
+
+REGISTERED = r"^([A-Za-z0-9][A-Za-z0-9 ._-]{0,199})?$"
+"""A name that MLflow's registry takes, or none."""
+ALIAS = r"^([A-Za-z_-][A-Za-z0-9_-]{0,199})?$"
 
 
 def store_of_runs(given: object) -> Url | None:
@@ -207,6 +212,25 @@ class TrackingConfig(Config):
     log_every: PositiveInt = 1
     flush_s: PositiveFloat = 30.0
     """How long the end of a run waits for MLflow; `metashard sync` sends what is left."""
+    model: bool = False
+    """Whether the best checkpoint becomes a model of the run in MLflow, which `mlflow models serve` serves."""
+    register_as: Annotated[str, Field(pattern=REGISTERED)] = ""
+    """The registered model of which it becomes a version; empty: of none."""
+    alias: Annotated[str, Field(pattern=ALIAS)] = ""
+    """What then points to that version, as champion."""
+
+    @model_validator(mode="after")
+    def _registered(self) -> TrackingConfig:
+        if self.alias and not self.register_as:
+            raise InputError(f"alias = {self.alias}: of which model? give register_as = NAME, or leave it out")
+        if re.fullmatch(r"latest|v\d+", self.alias, re.IGNORECASE):
+            raise InputError(f"alias = {self.alias}: means a version by itself in MLflow; choose a word, as champion")
+        return self
+
+    @property
+    def is_model(self) -> bool:
+        """Whether there will be a model: one that is registered is one."""
+        return self.model or bool(self.register_as)
 
 
 class TeacherConfig(Config):

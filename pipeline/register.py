@@ -1,0 +1,148 @@
+"""The verb `register`: the best checkpoint of a run as a model that MLflow serves, as a version of a registered one if asked."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline import build, checkpoint, servable, spool, tracking
+from pipeline.config import parse
+from pipeline.data.images import encode_png
+from pipeline.data.index import Index
+from pipeline.data.outline import outline
+from pipeline.data.sampler import Draw
+from pipeline.data.shards import Shards
+from pipeline.errors import InputError
+from pipeline.lineage import MAKER
+from pipeline.schema.run import RunConfig
+from pipeline.shipment import read_json
+from pipeline.shipped_model import ABOUT, EXAMPLE, WEIGHTS
+from pipeline.spool import Spool
+
+FOLDER = "models"
+
+
+class Registered(NamedTuple):
+    """A run whose best checkpoint was handed to MLflow: where its files lie, and what was sent."""
+
+    folder: Path
+    sent: tracking.SyncReport
+
+
+def register(run: Path, *, name: str = "", alias: str = "") -> Registered:
+    """Make a model of the run's best checkpoint in the MLflow that the run goes to; with a name a version of that registered
+    model, to which the alias then points.
+
+    Raises:
+        InputError: it is no run, or one whose learner others cannot build or that tells no classes; or its data are not there.
+    """
+    if not (run / spool.FILE).exists():
+        raise InputError(f"{run} has no {spool.FILE}, so it is no run; `metashard runs` lists the runs")
+    best = checkpoint.best(run)
+    tree = dict(checkpoint.load(best).config)
+    asked = {"model": True, "register_as": name, "alias": alias}
+    config = parse({**tree, "tracking": {**tree["tracking"], **asked}}, "metashard register")
+    if maker := spool.history(run).tags.get(MAKER):
+        raise own_learner(maker)
+    told = tell(run, config, best)
+    return Registered(told, tracking.sync(run, uri=tracking.target_uri(run) or tracking.default_uri(run.parent)))
+
+
+def own_learner(maker: str) -> InputError:
+    """What is said of a learner that does not follow from its config."""
+    return InputError(
+        f"make_learner = {maker}: a model in MLflow builds its learner from the config alone; leave tracking.model and "
+        "tracking.register_as out"
+    )
+
+
+def tell(run: Path, config: RunConfig, best: Path) -> Path:
+    """Have a checkpoint of the run shown as a model of it, registered as `tracking` says; the folder of its files.
+
+    Raises:
+        InputError: as `lay_out`.
+    """
+    folder = lay_out(run / FOLDER / best.name, config, best)
+    told = Spool(run)
+    told.model(folder, register=config.tracking.register_as, alias=config.tracking.alias)
+    told.close()
+    return folder
+
+
+def lay_out(folder: Path, config: RunConfig, best: Path) -> Path:
+    """Write the files that a model is made of, replaced in one move: description, weights, and an episode as an example.
+
+    Raises:
+        InputError: the task tells no classes, the checkpoint or the data cannot be read, or the learner cannot be built.
+    """
+    servable.check(config)
+    saved, weights = checkpoint.load(best), (best / checkpoint.FILES[0]).read_bytes()
+    index = Index.open(config.data.root)
+    about = servable.about(config, outline(index, config.data.train), weights, step=saved.step)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    asked = example(config, index)
+    for name, values in ((ABOUT, about), (EXAMPLE, asked)):
+        (partial / name).write_text(json.dumps(values))
+    (partial / WEIGHTS).write_bytes(weights)
+    # Whoever serves it later must not be the first to try.
+    servable.opened(partial / ABOUT, partial / WEIGHTS).answer(asked)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def example(config: RunConfig, index: Index, *, number: int = 0, queries: int = 1) -> dict[str, list[Any]]:
+    """A request: the support of a test episode, and so many queries of each of its classes."""
+    drawn = build.sampler(config, index, config.data.test).draw(0, number)
+    shards = Shards(index)
+    told: dict[str, list[Any]] = {name: [] for name in servable.COLUMNS}
+    for way, own in enumerate(drawn.support):
+        told["support"] += [_files(config, shards, int(row), int(drawn.turns[way])) for row in own]
+        told["labels"] += [_name(index, drawn, way)] * len(own)
+        told["queries"] += [
+            _files(config, shards, int(row), int(drawn.turns[way])) for row in drawn.query[way][:queries]
+        ]
+    return told
+
+
+def _name(index: Index, drawn: Draw, way: int) -> str:
+    turns = int(drawn.turns[way])
+    return index.class_names[drawn.classes[way]] + (f" turned {90 * turns}°" if turns else "")
+
+
+def _files(config: RunConfig, shards: Shards, row: int, turns: int) -> servable.Picture:
+    """A sample in base64: a file for each modality, "" for what it lacks; of one modality that file."""
+    files = [
+        _file(np.rot90(shards.plane(row, modality), turns)) if shards.index.has(row, modality) else ""
+        for modality in config.data.modalities
+    ]
+    return files[0] if len(files) == 1 else files
+
+
+def _file(array: np.ndarray) -> str:
+    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
+        return base64.b64encode(encode_png(np.ascontiguousarray(array))).decode()
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def registered_text(run: Path, done: Registered, *, name: str, alias: str) -> str:
+    """What to tell a person."""
+    uri = read_json(run / tracking.TARGET_FILE).get("uri", "")
+    lines = [f"model      {done.folder}"]
+    lines.append(f"MLflow     run {done.sent.run_id or 'not sent yet'} in {uri}")
+    if name:
+        which = f"@{alias}" if alias else "/latest"
+        lines.append(
+            f"serve it   MLFLOW_TRACKING_URI={uri} mlflow models serve -m 'models:/{name}{which}' --env-manager local"
+        )
+    return "\n".join(lines)
