@@ -21,7 +21,7 @@ SECTION = "sweep"
 TRIALS = "trials"
 MOST_BUILT = 32
 """Corners of different shapes for which a learner is built and an episode drawn before the first trial."""
-MAY_CHANGE = ("trials", "meta_steps", "hours", "concurrent", "retries", "storage", "register", "alias")
+MAY_CHANGE = ("trials", "meta_steps", "hours", "concurrent", "retries", "storage")
 """Keys of `sweep` in which a sweep that goes on may differ: how long it goes on, and by what means."""
 
 
