@@ -127,7 +127,7 @@ class Sweeping:
         self.ledger.exchanged(number, source, step, point)
         config = self._prepared(number)
         told = spool.Spool(self.run(number))
-        told.tags({f"exchange.{count}": f"after meta-step {step} from trial {source}"})
+        told.tags({f"exchange.{count + 1}": f"after meta-step {step} from trial {source}"})
         told.close()
         self._tell(f"trial {number} goes on from trial {source} after meta-step {step}, with {in_words(point)}")
         return config
