@@ -1,7 +1,7 @@
 """Which samples of an unlabelled pool to label, by their features alone: k-centre, herding, typicality, or chance.
 
-pool: samples that may be chosen; dim: features. A choice is a list of different rows of the pool, the most wanted first. It is a
-pure function of (features, budget, seed): rows in another order are chosen alike where no two samples are equally good.
+pool: samples that may be chosen; dim: features. A choice is a list of different rows of the pool, the most wanted first, and a
+pure function of (features, budget, seed); who wants it not to depend on where samples lie orders the rows by what is in them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ ROUNDS = 100
 NEIGHBOURS = 20
 """Of a sample in its cluster, to which its distance counts (TypiClust, section 3.2)."""
 LEAST_CLUSTER = 5
-"""Clusters of fewer samples come last: they are outliers (TypiClust's published code). Where half of a cluster's mean size is less,
-that counts instead: of a small pool all clusters are small."""
+"""Clusters of fewer samples come last: they are outliers (TypiClust's published code). Where half of their mean size is less,
+that counts instead: in a small pool all clusters are small."""
 MOST_CLUSTERS = 500
 """A larger budget takes several samples of a cluster (TypiClust, section 3.2)."""
 
@@ -46,8 +46,7 @@ def choose(features: np.ndarray, budget: int, strategy: Strategy, *, seed: int) 
     Raises:
         InputError: the budget is not between 1 and the size of the pool, or a feature is not finite.
     """
-    if not 1 <= budget <= len(features):
-        raise InputError(f"--budget {budget}: the pool has {len(features)} samples; give 1 to {len(features)}")
+    check_budget(budget, len(features))
     points = features.astype(np.float64)
     if not np.isfinite(points).all():
         raise InputError("features are not finite, so that no sample is nearer than another; look at the encoder")
@@ -63,6 +62,12 @@ def choose(features: np.ndarray, budget: int, strategy: Strategy, *, seed: int) 
             return noise.shuffled(list(range(len(points))))[:budget]
         case _ as never:
             assert_never(never)
+
+
+def check_budget(budget: int, pool: int) -> None:
+    """Raise `InputError` for a budget that a pool of so many samples does not allow."""
+    if not 1 <= budget <= pool:
+        raise InputError(f"--budget {budget}: there are {pool} samples to choose from; give 1 to {pool}")
 
 
 def k_centre(points: np.ndarray, budget: int, noise: Noise) -> list[int]:

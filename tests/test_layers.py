@@ -62,8 +62,10 @@ LAYERS = {
         "archive",
         "distant",
         "mirror",
+        "selection",
+        "choose_samples",
     },
-    6: {"cli", "cli_data", "cli_runs"},
+    6: {"cli", "cli_data", "cli_runs", "cli_choose"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}
