@@ -21,6 +21,7 @@ LAYERS = {
         "faults",
         "build",
         "build_mixture",
+        "build_schedule",
         "build_shape",
         "build_task",
         "build_encoder",
