@@ -44,7 +44,7 @@ def config(asked: argparse.Namespace, schedule: dict[str, Any], seed: int, runs:
         # Nothing is chosen by validation: the last checkpoint is measured.
         "validation": {"every": steps, "episodes": 2},
         "checkpoint": {"every": steps},
-        "evaluate": {"ways": 5, "shots": 1, "queries": 15, "episodes": 2},
+        "evaluate": {"ways": 5, "shots": 1, "queries": 5 if asked.quick else 15, "episodes": 2},
         "engine": {"mode": "loop"},
         "workers": {"threads": 1},
     }

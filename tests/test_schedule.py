@@ -1,4 +1,4 @@
-"""`data.schedule` in a run: training alone follows it, a resume goes on exactly, features stand in for images, misfits are refused."""
+"""`data.schedule` in a run: training alone follows it, a resume is exact, features stand in for images, misfits are refused."""
 
 import json
 
