@@ -16,6 +16,7 @@ from pipeline.build_encoder import Encoder, encoder, gives_maps, modality_channe
 from pipeline.build_gradient import gradient_learner
 from pipeline.build_metric import metric_learner
 from pipeline.build_mixture import indexes, weights
+from pipeline.build_schedule import check_stream, schedule
 from pipeline.build_shape import evaluation_shape, is_varied, training_shape
 from pipeline.build_task import task
 from pipeline.data.augment import Augment
@@ -83,6 +84,7 @@ def sampler(config: RunConfig, index: Index, split: str) -> Sampler:
             turns=data.rotations,
             lanes=data.lanes,
             deal_every=data.deal_every,
+            schedule=schedule(config, index),
         )
     # Evaluation episodes are frozen: the same for every method and seed of training.
     return Sampler(index, split, evaluation_shape(config), seed=0, turns=data.rotations)
@@ -92,9 +94,10 @@ def stream(config: RunConfig, index: Index, chosen: SupervisedConfig) -> Stream:
     """What supervised training reads: images of the training split, labelled by class.
 
     Raises:
-        InputError: it should read other modalities too.
+        InputError: it should read other modalities too, or draw classes by a schedule.
     """
     data = config.data
+    check_stream(config)
     if data.modalities != (IMAGE,):
         raise InputError(
             f"data.modalities = {', '.join(data.modalities)}: learner.kind = supervised streams images alone; leave it out, or "

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import permutations
 
+from pipeline.build_schedule import compared_by
 from pipeline.data.index import Index
 from pipeline.data.mixture import seen
 from pipeline.data.root import Root
@@ -51,9 +52,11 @@ def names(found: Sequence[Index]) -> list[str]:
 
 
 def fingerprints(config: RunConfig, first: Index) -> dict[str, str]:
-    """The hash of every data set of a run, by the tag that tells it."""
+    """The hash of every data set of a run, and of the features that schedule its classes, by the tag that tells it."""
     others = [Index.without_shards(part.root).fingerprint for part in config.data.mixture]
     tags = {f"data.mixture.{place}.fingerprint": own for place, own in enumerate(others)}
+    if (by := compared_by(config)) is not None:
+        tags["data.schedule.fingerprint"] = Index.without_shards(by).fingerprint
     return {"data.fingerprint": first.fingerprint, **tags}
 
 

@@ -177,7 +177,15 @@ def _drawn_from(found: Restored, split: str) -> dict[str, Any]:
     settings = {"data.fingerprint": index.fingerprint[:16], "data.rotations": config.data.rotations}
     # Episodes of the training split follow the run's own seed and lanes.
     deals = {"data.lanes": sampler.lanes, "data.deal_every": sampler.deal_every if sampler.lanes > 1 else 0}
-    return {"task.kind": config.task.kind, **settings, "seed": sampler.seed, **deals, **sampler.shape.told()}
+    scheduled = {f"data.schedule.{key}": value for key, value in sampler.schedule.told().items()}
+    return {
+        "task.kind": config.task.kind,
+        **settings,
+        "seed": sampler.seed,
+        **deals,
+        **scheduled,
+        **sampler.shape.told(),
+    }
 
 
 def keep(comparison: Comparison, runs: Path) -> tuple[Path, SyncReport]:

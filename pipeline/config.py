@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.faults import one_line, sentence, shown
+from pipeline.schema.data import ScheduledConfig
 from pipeline.schema.run import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -57,6 +58,9 @@ def settled(config: RunConfig) -> RunConfig:
     """
     parts = tuple(part.model_copy(update={"root": _absolute(part.root)}) for part in config.data.mixture)
     data = config.data.model_copy(update={"root": _absolute(config.data.root), "mixture": parts})
+    if isinstance(data.schedule, ScheduledConfig) and data.schedule.by is not None:
+        schedule = data.schedule.model_copy(update={"by": _absolute(data.schedule.by)})
+        data = data.model_copy(update={"schedule": schedule})
     fixed: dict[str, Any] = {"runs": _fixed(config.runs), "data": data}
     if config.start is not None:
         fixed["start"] = _fixed(config.start)

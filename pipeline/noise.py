@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     SCENE = 11
     INSTANCE = 12
     MIXTURE = 13
+    CHOICE = 14
 
 
 class Noise:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipeline import mirror
 from pipeline.build_mixture import roots
+from pipeline.build_schedule import compared_by
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.errors import InputError
@@ -45,6 +46,12 @@ class Line(NamedTuple):
     is_warning: bool = False
 
 
+def _roots(config: RunConfig) -> list[Root]:
+    """Where all is that a worker reads."""
+    by = compared_by(config)
+    return [*roots(config), *([] if by is None else [by])]
+
+
 def look(node: str, roots: Sequence[Root]) -> Report:
     """What is seen here."""
     versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
@@ -67,7 +74,7 @@ def lines(reports: Sequence[Report], config: RunConfig) -> list[Line]:
         told = told if len(by_version) > 1 else f"{next(iter(by_version))} everywhere"
         found.append(Line(name, told, f"install the same {name} on all nodes" if len(by_version) > 1 else ""))
     blind = [report for report in reports if report.data_fault]
-    where = " and ".join(str(root) for root in roots(config))
+    where = " and ".join(str(root) for root in _roots(config))
     hashes = {report.data for report in reports if report.data}
     data = Line("data", f"{where}: hash {', '.join(sorted(map(_short, hashes))) or 'unknown'}")
     if blind:
@@ -126,7 +133,7 @@ def check(config: RunConfig, uri: str) -> None:
     Raises:
         InputError: a line failed, or a node did not answer.
     """
-    reports = _everywhere(look, roots(config))
+    reports = _everywhere(look, _roots(config))
     if len(reports) < 2:
         return
     _judge([Line("nodes", str(len(reports))), *lines(reports, config), *storage(config), *mlflow(uri)])

@@ -10,8 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gloo import work_here
+from small import small_config
 
-from pipeline.config import parse
+from pipeline.config import dump, parse
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -77,6 +79,23 @@ def test_embedding_compares_images_and_features(said):
 def test_faces_gives_what_needs_no_training(said, glyphs_root):
     printed = said("faces.py", str(glyphs_root), "--ways", "5")
     assert printed.count("whitened") == 3 and "\npixels " in printed
+
+
+def test_choosing_samples_has_a_row_for_every_strategy_and_budget(said, tmp_path, glyphs_root):
+    few = {"meta": {"steps": 2, "batch": 2}, "learner": {"kind": "prototype"}}
+    for seed in (0, 1):
+        tree = {**dump(small_config(glyphs_root, tmp_path, **few)), "seed": seed}
+        work_here(tree, str(tmp_path / f"run{seed}"))
+    sizes = ["--ways", "3", "--pool", "4", "--queries", "2", "--budgets", "3", "5"]
+    rows = said("choosing_samples.py", str(tmp_path / "run0"), str(tmp_path / "run1"), *sizes).splitlines()
+    assert len(rows) == 3 + 2 * 4 and all(row.count("|") == 6 for row in rows[1:])
+
+
+@pytest.mark.slow
+@pytest.mark.smoke
+def test_scheduling_classes_has_a_row_for_every_schedule(said, glyphs_root):
+    printed = said("scheduling_classes.py", str(glyphs_root), "--ways", "4", "--seeds", "2")
+    assert [printed.count(f"\n| {name}") for name in ("uniform", "difficulty", "diversity")] == [1, 1, 1]
 
 
 def test_the_table_of_results_has_a_row_for_every_cell_that_is_done(tmp_path, monkeypatch, capsys):

@@ -36,6 +36,7 @@ LAYERS = {
         "faults",
         "build",
         "build_mixture",
+        "build_schedule",
         "build_shape",
         "build_task",
         "build_encoder",
@@ -97,6 +98,8 @@ LAYERS = {
         "archive",
         "distant",
         "mirror",
+        "selection",
+        "choose_samples",
     },
     6: {"cli", "cli_choose", "cli_data", "cli_runs"},
 }

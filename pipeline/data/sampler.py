@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from pipeline.data.index import Index
+from pipeline.data.schedules import Scheduling, Uniform
 from pipeline.data.shapes import Counts, Shaping
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
 QUARTER_TURNS = 4
+UNIFORM = Uniform()
 ATTEMPTS = 100
 """How often other classes are drawn where those of an episode share too many pictures."""
 
@@ -50,7 +52,7 @@ def classes_of(index: Index, split: str) -> np.ndarray:
 
 
 class Sampler:
-    """Draws episodes from one split of an index, as large as `shape` says.
+    """Draws episodes from one split of an index, as large as `shape` says, of the classes that `schedule` says.
 
     `turns` makes every class four, one per quarter turn (Santoro et al. 2016, section 4.1; Vinyals' Omniglot split).
     With `lanes` > 1, episode n draws only from the shards of lane n mod lanes, dealt anew every `deal_every` steps, so that a
@@ -67,9 +69,10 @@ class Sampler:
         turns: bool,
         lanes: int = 1,
         deal_every: int = 1000,
+        schedule: Scheduling = UNIFORM,
     ):
         self.index, self.split, self.shape = index, split, shape
-        self.seed, self.lanes, self.deal_every = seed, lanes, deal_every
+        self.seed, self.lanes, self.deal_every, self.schedule = seed, lanes, deal_every, schedule
         self.turns = QUARTER_TURNS if turns else 1
         self.classes = classes_of(index, split)
         self._check()
@@ -137,7 +140,7 @@ class Sampler:
         """The classes of an episode with the rows of each, and how many of them it takes."""
         candidates = self.classes if pool is None else pool.classes
         classes = len(candidates) * self.turns
-        chosen = noise.subset(classes, self.shape.drawn_ways(classes, noise))
+        chosen = self.schedule.drawn(candidates, self.turns, self.shape.drawn_ways(classes, noise), noise)
         places = [pick // self.turns for pick in chosen]
         owns = [
             self.index.postings(int(candidates[place]))

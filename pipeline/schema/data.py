@@ -28,6 +28,16 @@ def _modalities(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def root_or_none(given: object) -> Root | None:
+    """What a key that need not be given names."""
+    return None if given is None else root_of(given)
+
+
+def text_or_none(root: Root | None) -> str | None:
+    """What `root_or_none` took, as text."""
+    return None if root is None else str(root)
+
+
 class AugmentConfig(Config):
     """What is done to every image that is trained on; nothing, unless said: it may change what a class is."""
 
@@ -66,6 +76,39 @@ class LongTailedConfig(Config):
 
 
 ShapeConfig = Annotated[FixedConfig | VariedConfig | LongTailedConfig, Field(discriminator="kind")]
+
+
+class UniformConfig(Config):
+    """Every class has the same chance to be in an episode."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class ScheduledConfig(Config):
+    """A part of the training episodes is of classes that go together, by how alike the classes are before training: by their mean
+    images, or where data are features by these."""
+
+    share: Annotated[FiniteFloat, Number, Field(gt=0, le=1)] = 0.5
+    """Of the episodes; the others are uniform."""
+    reach: Annotated[FiniteFloat, Number, Field(ge=0, le=1)] = 0.1
+    """Out of what share of the classes left another one is drawn, the nearest or the farthest; 1: out of all, as if uniform."""
+    by: Annotated[Root | None, PlainValidator(root_or_none), PlainSerializer(text_or_none)] = None
+    """Features of the same samples, made by metashard embed, that are compared instead."""
+
+
+class DifficultyConfig(ScheduledConfig):
+    """Classes that are alike."""
+
+    kind: Literal["difficulty"] = "difficulty"
+
+
+class DiversityConfig(ScheduledConfig):
+    """Classes that are unlike each other."""
+
+    kind: Literal["diversity"] = "diversity"
+
+
+ClassScheduleConfig = Annotated[UniformConfig | DifficultyConfig | DiversityConfig, Field(discriminator="kind")]
 
 
 class PartConfig(Config):
@@ -119,6 +162,8 @@ class DataConfig(Config):
     queries: PositiveInt = 15
     shape: ShapeConfig = FixedConfig()
     """What becomes of these three in an episode."""
+    schedule: ClassScheduleConfig = UniformConfig()
+    """Which classes training episodes are about; what is measured is always uniform."""
     rotations: bool = False
     """Every class counts four times, once per quarter turn."""
     invert: bool = False

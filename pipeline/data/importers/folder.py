@@ -95,12 +95,12 @@ def images_of(path: Path, modalities: Sequence[str] = ()) -> tuple[dict[str, str
     Raises `InputError` as `folder`.
     """
     if path.is_dir():
-        stored, read = _walk(path), partial(read_file, str(path))
+        stored, read = walk(path), partial(read_file, str(path))
     elif path.is_file():
         stored, read = zip_names(path), partial(read_zip, str(path))
     else:
         raise InputError(f"{path}: no such folder or zip; give one that holds class folders")
-    stored = sorted(name for name in stored if kind_of(name, modalities) is not None or _is_image(name, path))
+    stored = sorted(name for name in stored if kind_of(name, modalities) is not None or is_image(name, path))
     names = dict(zip(stored if path.is_dir() else _without_top(stored), stored, strict=True))
     for shown in names:
         if "/" not in shown:
@@ -153,7 +153,11 @@ def _decoded(read: partial[bytes], name: str) -> np.ndarray:
     return decode(read(), name)
 
 
-def _walk(root: Path) -> list[str]:
+def walk(root: Path) -> list[str]:
+    """The files at any depth by their path from the root, but those in hidden folders; links are followed.
+
+    Raises `InputError` for a folder that cannot be read and for links that lead round.
+    """
     names: list[str] = []
     seen: dict[tuple[int, int], str] = {}
     # Class folders are often links to another disk, so links are followed; one back to a parent would never end.
@@ -176,7 +180,8 @@ def _without_top(names: Sequence[str]) -> list[str]:
     return [name.split("/", 1)[1] for name in names] if cut else list(names)
 
 
-def _is_image(name: str, where: Path) -> bool:
+def is_image(name: str, where: Path) -> bool:
+    """Whether a file is an image by its name. Raises `InputError` for a kind of image that is not read."""
     hidden = any(part.startswith(".") for part in name.split("/"))
     suffix = PurePosixPath(name).suffix.lower()
     if hidden or suffix[1:] in EXTENSIONS:
