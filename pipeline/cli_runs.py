@@ -185,12 +185,32 @@ def compare(
     _warn_unless(sent.complete)
 
 
-@app.command(name="runs", epilog="Example: metashard runs")
-def list_runs(runs: Runs = Path("runs")) -> None:
-    """List the runs."""
-    from pipeline import report
+@app.command(name="runs", epilog="Example: metashard runs sweep-20260101-120000-ab12")
+def list_runs(
+    sweep: Annotated[Path | None, typer.Argument(help="a sweep, for its trials; none: all runs and sweeps")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """List the runs and sweeps with their key figures, or the trials of a sweep."""
+    from pipeline import report, swept
 
-    report.print_runs(report.runs(runs))
+    if sweep is None:
+        report.print_runs(report.runs(runs))
+    else:
+        report.print_trials(swept.read(report.find(sweep, runs)))
+
+
+@app.command(name="report", epilog="Example: metashard report glyphs-20260101-120000-ab12 --out glyphs.html")
+def write_report(
+    target: Annotated[Path, typer.Argument(help="id or folder of a run, a sweep, a comparison, a table or a summary")],
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file, or a folder for it; none: report.html in the run's folder")
+    ] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write one self-contained HTML page: figures, pictures, config, environment, and the command to do it again."""
+    from pipeline import page
+
+    print(page.tell(target, runs, out))
 
 
 @app.command(epilog="Example: metashard ui --port 5000")

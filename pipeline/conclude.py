@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, evaluate, restore, tracking
+from pipeline import checkpoint, evaluate, machine, restore, tracking
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.config import dump, fingerprint, flatten, parse
@@ -32,7 +32,7 @@ FLOOR_EPISODES = 100
 
 
 def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str, str]) -> None:
-    """Settings, data-set hash, git revision and versions, what it begins from, and that the run is running."""
+    """Settings, data-set hash, git revision, versions and machine, what it begins from, and that the run is running."""
     told = Spool(run)
     told.params({key: str(value) for key, value in flatten(dump(config)).items()})
     told.tags(
@@ -42,6 +42,7 @@ def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str,
             **origins,
             "mlflow.source.git.commit": _revision(),
             "python": platform.python_version(),
+            "machine": machine.described(),
             **{f"version.{name}": importlib.metadata.version(name) for name in VERSIONS},
         }
     )
