@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from pipeline import checkpoint, failures
+from pipeline import checkpoint, failures, spool
 from pipeline.checkpoint import Checkpoint, Files
 from pipeline.failures import Failure
 from pipeline.spool import Spool
@@ -17,6 +18,7 @@ CONFIG_FILE = "config.yaml"
 STOP_FILE = "stop"
 STACKS = "stacks"
 PLANS = "plans"
+TAKEN_OVER = "taken_over"
 
 Word = tuple[int | None, dict[str, Any]]
 """Metrics of a meta-step, or without one tags."""
@@ -97,6 +99,7 @@ class Folder(Archive):
     def __init__(self, run: Path):
         self.run = run
         self._spool: Spool | None = None
+        self._series: dict[str, tuple[dict[int, float], int]] = {}
 
     def __enter__(self) -> Folder:
         return self
@@ -154,6 +157,41 @@ class Folder(Archive):
 
     def stop_asked(self) -> bool:
         return (self.run / STOP_FILE).exists()
+
+    def ask_to_stop(self, asked: bool) -> None:
+        """Have the run stop after the meta-step it is in, or no longer."""
+        if asked:
+            (self.run / STOP_FILE).touch()
+        else:
+            (self.run / STOP_FILE).unlink(missing_ok=True)
+
+    def series(self, name: str, after: int) -> dict[int, float]:
+        """The values of a metric that were told of meta-steps after this one."""
+        found, seen = self._series.setdefault(name, ({}, 0))
+        for end, record in spool.records(self.run, seen):
+            seen = end
+            if record["kind"] == "metrics" and name in record["values"]:
+                found[record["step"]] = float(record["values"][name])
+        self._series[name] = (found, seen)
+        return {step: value for step, value in found.items() if step > after}
+
+    def adopt(self, step: int, files: Files, exchange: str) -> None:
+        """Go on from another run's checkpoint, and no longer from its own; of what is best nothing is known yet.
+
+        `exchange` is a name for this, which `took_over` gives back.
+        """
+        path = checkpoint.path_of(self._checkpoints, step)
+        theirs = checkpoint.decoded(files, path)
+        state = {**theirs.state, "best": float("-inf"), "best_step": step, "stale": 0, "pending": 0}
+        for own in checkpoint.all_in(self._checkpoints):
+            shutil.rmtree(own)
+        checkpoint.save(self._checkpoints, theirs._replace(state=state))
+        (self.run / TAKEN_OVER).write_text(exchange)
+
+    def took_over(self) -> str:
+        """The exchange from which the run goes on; empty if it took over nothing."""
+        path = self.run / TAKEN_OVER
+        return path.read_text() if path.exists() else ""
 
     def stubborn(self) -> str:
         return failures.stubborn(self.run)

@@ -66,6 +66,25 @@ def train(
     raise typer.Exit(finished.code)
 
 
+@app.command(epilog="Example: metashard sweep configs/sweep/glyphs-maml.yaml sweep.trials=20")
+def sweep(
+    config: Annotated[Path, typer.Argument(help="YAML file of a sweep: a run with dimensions", show_default=False)],
+    overrides: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="sweep to go on with: its name or folder")] = None,
+) -> None:
+    """Search meta-hyperparameters: many trials, each a run, below one run in MLflow; then evaluate the best of them."""
+    from pipeline import sweep as verb
+    from pipeline import sweep_plan
+
+    plan = sweep_plan.load(config, overrides or [])
+    folder = None
+    if resume is not None:
+        folder = resume if resume.exists() else Path(plan.tree.get("runs", "runs")) / resume
+    swept = verb.sweep(plan, resume=folder, tell=lambda text: print(text, flush=True))
+    print(swept.text)
+    raise typer.Exit(swept.code)
+
+
 @app.command(epilog="Example: metashard evaluate glyphs-20260101-120000-ab12 --episodes 1000 --json")
 def evaluate(
     targets: Annotated[

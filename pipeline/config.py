@@ -7,15 +7,17 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.faults import one_line, sentence, shown
 from pipeline.schema.run import RunConfig
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -23,6 +25,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     Raises:
         InputError: the file, an override or a value is not usable; an unknown key is named with the nearest known one.
+    """
+    return settled(parse(read(path, overrides), str(path)))
+
+
+def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The plain values of a YAML file with `key.path=value` overrides on top; nothing of what they mean is checked.
+
+    Raises:
+        InputError: the file or an override cannot be read.
     """
     try:
         content = path.read_bytes()
@@ -35,8 +46,15 @@ def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise InputError(f"config {path} holds {type(tree).__name__}, not keys with values")
     for override in overrides:
         _put(tree, override)
-    config = parse(tree, str(path))
-    # Workers run in other directories, perhaps on other machines: what is meant is fixed here.
+    return tree
+
+
+def settled(config: RunConfig) -> RunConfig:
+    """With every path absolute: workers run in other directories, perhaps on other machines.
+
+    Raises:
+        InputError: a path begins with the home of somebody who is not there.
+    """
     parts = tuple(part.model_copy(update={"root": _absolute(part.root)}) for part in config.data.mixture)
     data = config.data.model_copy(update={"root": _absolute(config.data.root), "mixture": parts})
     fixed: dict[str, Any] = {"runs": _fixed(config.runs), "data": data}
@@ -60,13 +78,22 @@ def _fixed(path: Path) -> Path:
 
 def parse(tree: dict[str, Any], where: str) -> RunConfig:
     """A config from plain values; `where` names their origin in errors."""
+    return checked(RunConfig, tree, where)
+
+
+def checked(model: type[Model], tree: dict[str, Any], where: str) -> Model:
+    """Plain values as a model of the schema; `where` names their origin in errors.
+
+    Raises:
+        InputError: a value is not usable, or a key is unknown.
+    """
     try:
         _check_text(tree)
-        return RunConfig.model_validate(tree)
+        return model.model_validate(tree)
     except InputError:
         raise
     except ValidationError as error:
-        sentences = "; ".join(sentence(fault, RunConfig) for fault in error.errors(include_url=False))
+        sentences = "; ".join(sentence(fault, model) for fault in error.errors(include_url=False))
         raise InputError(one_line(f"{where}: {sentences}")) from error
     except RecursionError as error:
         raise InputError(f"{where}: keys inside keys without end; a config is four deep at most") from error
@@ -98,6 +125,19 @@ def fingerprint(config: RunConfig) -> str:
     """A hash of everything that decides the result of a run."""
     fixed = {key: value for key, value in dump(config).items() if key not in FREE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def without_rates(tree: Any) -> Any:
+    """The values with every number that has a fraction as whether it is zero: how large it is changes no computation's size."""
+    match tree:
+        case dict():
+            return {key: without_rates(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [without_rates(value) for value in tree]
+        case float():
+            return bool(tree)
+        case _:
+            return tree
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -27,11 +27,33 @@ SAVING = "saving"
 
 
 @final
-class Distant(Archive):
-    """It lies on the driver's machine, where an actor does what is asked; a worker holds this."""
+class Keeper:
+    """In an actor beside the driver: does what workers ask of the folders of runs, each by its path."""
 
-    def __init__(self, actor: Any):
-        self._actor = actor
+    def __init__(self):
+        self._folders: dict[Path, Folder] = {}
+        self._lock = threading.Lock()
+
+    def do(self, run: Path, what: str, *given: Any) -> Any:
+        """Call a method of a run's folder."""
+        with self._lock:
+            folder = self._folders.setdefault(run, Folder(run))
+        return getattr(folder, what)(*given)
+
+    def close(self, run: Path) -> None:
+        """Let go of a folder's files."""
+        with self._lock:
+            folder = self._folders.pop(run, None)
+        if folder is not None:
+            folder.close()
+
+
+@final
+class Distant(Archive):
+    """It lies on the driver's machine, where a `Keeper` does what is asked; a worker holds this."""
+
+    def __init__(self, actor: Any, run: Path):
+        self._actor, self.run = actor, run
         self._asked: Any = None
         self._asked_s = 0.0
         self._lock = threading.Lock()
@@ -39,7 +61,7 @@ class Distant(Archive):
         self._told: Any = None
 
     def __reduce__(self):
-        return Distant, (self._actor,)
+        return Distant, (self._actor, self.run)
 
     def open(self) -> None:
         self._done("open")
@@ -73,7 +95,7 @@ class Distant(Archive):
 
     def _send(self) -> None:
         if self._waiting:
-            self._told, self._waiting = self._actor.tell.remote(self._waiting), []
+            self._told, self._waiting = self._actor.do.remote(self.run, "tell", self._waiting), []
 
     def trace(self, name: str, content: bytes) -> None:
         self._done("trace", name, content)
@@ -98,7 +120,7 @@ class Distant(Archive):
         if self._asked is None:
             if time.monotonic() - self._asked_s < LOOK_EVERY_S:
                 return False
-            self._asked, self._asked_s = self._actor.stop_asked.remote(), time.monotonic()
+            self._asked, self._asked_s = self._actor.do.remote(self.run, "stop_asked"), time.monotonic()
         if not ray.wait([self._asked], timeout=0)[0]:
             return False
         asked, self._asked = self._asked, None
@@ -122,9 +144,25 @@ class Distant(Archive):
     def keep_plan(self, name: str, text: str) -> None:
         self._done("keep_plan", name, text)
 
+    def series(self, name: str, after: int) -> dict[int, float]:
+        """As `Folder.series`."""
+        return self._done("series", name, after)
+
+    def ask_to_stop(self, asked: bool) -> None:
+        """As `Folder.ask_to_stop`."""
+        self._done("ask_to_stop", asked)
+
+    def adopt(self, step: int, files: Files, exchange: str) -> None:
+        """As `Folder.adopt`."""
+        self._done("adopt", step, files, exchange, limit_s=SAVE_S)
+
+    def took_over(self) -> str:
+        """As `Folder.took_over`."""
+        return self._done("took_over")
+
     def _done(self, what: str, *given: Any, limit_s: float = ANSWER_S, group: str | None = None) -> Any:
-        method = getattr(self._actor, what)
-        return self._answer((method.options(concurrency_group=group) if group else method).remote(*given), limit_s)
+        method = self._actor.do.options(concurrency_group=group) if group else self._actor.do
+        return self._answer(method.remote(self.run, what, *given), limit_s)
 
     @staticmethod
     def _answer(asked: Any, limit_s: float) -> Any:
@@ -146,23 +184,36 @@ class Distant(Archive):
 
 @contextmanager
 def beside_driver(run: Path) -> Iterator[Distant]:
-    """A run's folder on this machine, to be given to workers on others; an actor here does what they ask.
+    """A run's folder on this machine, to be given to workers on others; an actor here does what they ask."""
+    with keeper() as actor:
+        try:
+            yield Distant(actor, run.absolute())
+        finally:
+            let_go(actor, run)
 
-    One that dies is started again, and does again what it had not answered.
-    """
+
+@contextmanager
+def keeper() -> Iterator[Any]:
+    """A `Keeper` on this machine while the block runs. One that dies starts again, and does again what it had not answered."""
     import ray
-    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote: Any = ray.remote  # whose types do not know that it takes groups, which `options` does not
     kind = remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, concurrency_groups={SAVING: 1})
-    actor = kind(Folder).options(scheduling_strategy=here).remote(run.absolute())
+    actor = kind(Keeper).options(scheduling_strategy=here).remote()
     try:
-        yield Distant(actor)
+        yield actor
     finally:
-        try:
-            ray.get(actor.close.remote(), timeout=ANSWER_S)
-        except RayError as error:
-            print(f"warning: {run}: its last metrics may be missing ({type(error).__name__})", file=sys.stderr)
         ray.kill(actor)
+
+
+def let_go(actor: Any, run: Path) -> None:
+    """Have a keeper write what it was told of a run, and close its files; nobody tells it more."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        ray.get(actor.close.remote(run.absolute()), timeout=ANSWER_S)
+    except RayError as error:
+        print(f"warning: {run}: its last metrics may be missing ({type(error).__name__})", file=sys.stderr)

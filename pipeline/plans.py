@@ -15,6 +15,7 @@ import torch
 from pipeline import ranks
 from pipeline.archive import Archive
 from pipeline.build_shape import is_varied
+from pipeline.config import without_rates
 from pipeline.data.loader import Loader
 from pipeline.engine import LOOP, Plan, Trial, measure, signature
 from pipeline.episode import Episode
@@ -80,7 +81,9 @@ def _likeness(config: RunConfig, episodes: list[Episode]) -> str:
         os.cpu_count(),
         torch.cuda.get_device_name() if cuda else "",
     ]
-    asked = [config.model.model_dump(), config.learner.model_dump(), config.meta.precision, config.engine.model_dump()]
+    parts = (config.model, config.learner, config.engine)
+    # Trials of a sweep that differ in their rates have one plan.
+    asked = [*(without_rates(part.model_dump()) for part in parts), config.meta.precision]
     asked.append(config.teacher and config.teacher.model_dump(mode="json"))
     shapes = [str(signature(episode)) for episode in episodes]
     told = [machine, torch.get_num_threads(), torch.__version__, asked, config.meta.steps, shapes]

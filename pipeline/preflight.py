@@ -7,8 +7,9 @@ import platform
 import secrets
 import sys
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -20,6 +21,7 @@ from pipeline.data.root import Root
 from pipeline.errors import InputError
 from pipeline.schema.run import RunConfig
 
+Said = TypeVar("Said")
 PACKAGES = ("torch", "ray", "metashard")
 _LOOK_LIMIT_S = 120
 _MLFLOW_LIMIT_S = 3
@@ -124,25 +126,63 @@ def check(config: RunConfig, uri: str) -> None:
     Raises:
         InputError: a line failed, or a node did not answer.
     """
+    reports = _everywhere(look, roots(config))
+    if len(reports) < 2:
+        return
+    _judge([Line("nodes", str(len(reports))), *lines(reports, config), *storage(config), *mlflow(uri)])
+
+
+def shared(folder: Path) -> None:
+    """See that every node of the Ray cluster can write into a folder, and that it is the same one everywhere.
+
+    Raises:
+        InputError: a node cannot, or what it wrote is not seen here.
+    """
+    mark = f".preflight-{secrets.token_hex(4)}"
+    for node, fault in _everywhere(_marked, folder, mark):
+        here = folder / f"{mark}-{node}"
+        if fault or not here.exists():
+            said = fault or "it wrote there, and this machine sees nothing of it"
+            raise InputError(
+                f"{folder} cannot be used by the workers: node {node}: {said}; name a folder that all nodes share"
+            )
+        here.unlink()
+
+
+def _marked(node: str, folder: Path, mark: str) -> tuple[str, str]:
+    """Write a file; the node, and why it could not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{mark}-{node}").touch()
+    except OSError as error:
+        return node, error.strerror or str(error)
+    return node, ""
+
+
+def _everywhere(function: Callable[..., Said], *given: Any) -> list[Said]:
+    """`function(node, *given)` on every node of the Ray cluster this process is connected to.
+
+    Raises:
+        InputError: a node did not answer.
+    """
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
-    if len(nodes) < 2:
-        return
+    if len(nodes) == 1:
+        return [function(name, *given) for name in nodes.values()]
     try:
-        remote = ray.remote(num_cpus=0, max_retries=0)(look)
+        remote: Any = ray.remote(num_cpus=0, max_retries=0)(function)
         asked = [
             remote.options(scheduling_strategy=NodeAffinitySchedulingStrategy(number, soft=False)).remote(
-                f"{name}-{number[:6]}", roots(config)
+                f"{name}-{number[:6]}", *given
             )
             for number, name in nodes.items()
         ]
-        reports = ray.get(asked, timeout=_LOOK_LIMIT_S)
+        return ray.get(asked, timeout=_LOOK_LIMIT_S)
     except (GetTimeoutError, RayError) as error:
         raise InputError(f"preflight: a node does not answer ({type(error).__name__}); see `ray status`") from error
-    _judge([Line("nodes", str(len(reports))), *lines(reports, config), *storage(config), *mlflow(uri)])
 
 
 def _judge(found: Sequence[Line]) -> None:

@@ -33,11 +33,17 @@ def on_ray(folder: Path, config: RunConfig, make_learner: MakeLearner) -> None:
         RunFailed: nodes went, and others did not come in time.
     """
     with beside_driver(folder) as archive:
-        _in_groups(Job(dump(config), archive, make_learner), folder, config)
+        in_groups(Job(dump(config), archive, make_learner), config, run=folder, storage=folder.absolute() / "ray")
 
 
-def _in_groups(job: Job, folder: Path, config: RunConfig) -> None:
-    """One Ray Train run; Ray starts the group anew when a worker dies, and our own checkpoints say where to go on."""
+def in_groups(job: Job, config: RunConfig, *, run: Path, storage: Path) -> None:
+    """One Ray Train run; Ray starts the group anew when a worker dies, and our own checkpoints say where to go on.
+
+    `run` is what errors call it, `storage` where Ray Train keeps its own notes.
+
+    Raises:
+        InputError, RunFailed: as `on_ray`.
+    """
     import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
@@ -67,7 +73,7 @@ def _in_groups(job: Job, folder: Path, config: RunConfig) -> None:
         run_config=RayRunConfig(
             # A name of its own each time: whether and where to resume is decided by our checkpoints alone.
             name=f"ray-{secrets.token_hex(4)}",
-            storage_path=str(folder.absolute() / "ray"),
+            storage_path=str(storage),
             failure_config=FailureConfig(
                 max_failures=workers.max_failures,
                 controller_failure_limit=math.ceil(workers.replace_s / start_s),
@@ -75,10 +81,10 @@ def _in_groups(job: Job, folder: Path, config: RunConfig) -> None:
         ),
     )
     try:
-        _in_thread(trainer.fit)
+        in_thread(trainer.fit)
     except ControllerError as error:
         said = str(error.controller_failure).partition(chr(10))[0]
-        raise RunFailed(f"{folder}: the workers did not start again ({said}); add nodes, then resume it") from error
+        raise RunFailed(f"{run}: the workers did not start again ({said}); add nodes, then resume it") from error
     except TrainingFailedError as error:
         for failure in getattr(error, "worker_failures", {}).values():
             if isinstance(failure, InputError):
@@ -100,7 +106,7 @@ def _leaving() -> frozenset[str]:
     return frozenset(info.preempted_node_ids) if info else frozenset()
 
 
-def _in_thread(function: Callable[[], object]) -> None:
+def in_thread(function: Callable[[], object]) -> None:
     """Run it in a thread: in the main thread Ray would take SIGINT for itself, and end the process without a word.
 
     The thread is a daemon, so that a second Ctrl-C need not wait for it.

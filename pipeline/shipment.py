@@ -33,11 +33,12 @@ QUIET = {
 
 
 class Target(NamedTuple):
-    """Where a run is tracked."""
+    """Where a run is tracked; `parent` is, relative to its folder, that of the run of which it is a part, if it is one."""
 
     uri: str
     experiment: str
     name: str
+    parent: str = ""
 
 
 @dataclass
@@ -130,7 +131,7 @@ class Shipment:
         experiment_id = _experiment(client, self.target)
         run = _find(client, experiment_id, self.sent.run_id, self._spool)
         if run is None:
-            tags = {RUN_TAG: self._spool, "mlflow.user": _user(), "mlflow.source.name": "metashard"}
+            tags = {RUN_TAG: self._spool, "mlflow.user": _user(), "mlflow.source.name": "metashard", **self._parent()}
             run = client.create_run(experiment_id, self._started_ms, tags, self.target.name)
         elif run.info.lifecycle_stage == "deleted":
             client.restore_run(run.info.run_id)
@@ -138,6 +139,15 @@ class Shipment:
             self.sent = Sent(self.sent.uri, self._spool, run.info.run_id, run.info.experiment_id)
             self._remember()
         self._client = client
+
+    def _parent(self) -> dict[str, str]:
+        """The tag by which MLflow shows a run below the one of which it is a part."""
+        if not self.target.parent:
+            return {}
+        sent = read_json(self.run_dir / self.target.parent / SENT_FILE)
+        if sent.get("uri") != self.sent.uri or not sent.get("run_id"):
+            raise RuntimeError(f"the run of which {self.run_dir.name} is a part has not been sent there yet")
+        return {"mlflow.parentRunId": sent["run_id"]}
 
     def _read(self) -> Chunk:
         chunk = Chunk(self.sent.offset)

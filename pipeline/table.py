@@ -118,7 +118,7 @@ def table(
     paths = [restore.find(target, runs) for target in targets]
     subjects = [[_subject(path, column, asked, test_steps) for column in data] for path in paths]
     for path, own in zip(paths, subjects, strict=True):
-        _check_unseen(path, parse(dict(own[0].config), str(path)), data)
+        check_unseen(path, parse(dict(own[0].config), str(path)), data)
     rows, total = [], len(paths) * len(data)
     with session.connected(workers) if workers > 1 else nullcontext():
         for place, (target, path, own) in enumerate(zip(targets, paths, subjects, strict=True)):
@@ -138,7 +138,7 @@ def _subject(path: Path, column: Column, asked: Mapping[str, Any], test_steps: i
     return restore.subject_of(path, data=column.root, asked=asked, test_steps=test_steps)
 
 
-def _check_unseen(path: Path, config: RunConfig, data: Sequence[Column]) -> None:
+def check_unseen(path: Path, config: RunConfig, data: Sequence[Column]) -> None:
     """Refuse to measure a run on classes that it, or a run whose values went into it, was trained on."""
     for name, index, split in ancestry.trained(config):
         for column in data:

@@ -23,6 +23,8 @@ from pipeline.shipment import SENT_FILE, Shipment, Target, first_line, plain_uri
 
 TARGET_FILE = "mlflow.json"
 LOCK_FILE = "spool.lock"
+PARTS = "trials"
+"""The folder, in that of a sweep, of its trials."""
 LOG_FILE = "spool.log"
 URI_VARIABLE = "METASHARD_TRACKING_URI"
 EXPERIMENT = "metashard"
@@ -90,35 +92,59 @@ class Sender:
             self._process.stdin.close()
 
 
+def parts(run_dir: Path) -> list[Path]:
+    """The folders of the runs that are parts of this one: the trials of a sweep."""
+    return sorted(file.parent for file in run_dir.glob(f"{PARTS}/*/{TARGET_FILE}"))
+
+
 def sync(run_dir: Path, *, uri: str) -> SyncReport:
-    """Send what MLflow has not yet, in this process; doing it again changes nothing.
+    """Send what MLflow has not yet of a run and of its parts, in this process; doing it again changes nothing.
 
     Raises:
         InputError: the folder holds no spool, or one of another format.
     """
     if not spool.history(run_dir).id:
         raise InputError(f"{run_dir} has no {spool.FILE}, so it is no run; `metashard runs` lists the runs")
-    known = read_json(run_dir / TARGET_FILE)
-    target = Target(uri, known.get("experiment", EXPERIMENT), known.get("name", run_dir.name))
-    with _only_sender(run_dir, wait_s=SYNC_WAIT_S) as is_ours:
+    parent = read_json(run_dir / TARGET_FILE).get("parent", "")
+    with _only_sender(run_dir / parent, wait_s=SYNC_WAIT_S) as is_ours:
         if not is_ours:
             return SyncReport(
                 run_id_of(run_dir), 0, (), False, "another process is sending this run; it is left to that one"
             )
-        write_target(run_dir, target)
-        shipment = Shipment(run_dir, target)
-        sent = failures = 0
-        error = ""
-        while failures < GIVE_UP_AFTER:
-            try:
-                if not (step := shipment.step()):
-                    break
-                sent, failures, error = sent + step, 0, ""
-            # Law 7: whatever the server does, the report says what is missing; nothing is lost from the spool.
-            except Exception as fault:
-                failures, error = failures + 1, first_line(fault)
-                time.sleep(0.5 if failures < GIVE_UP_AFTER else 0)
-        return SyncReport(shipment.sent.run_id, sent, tuple(shipment.refused), shipment.is_complete(), error)
+        told = [_sync(folder, uri) for folder in (run_dir, *parts(run_dir))]
+    return SyncReport(
+        told[0].run_id,
+        sum(report.sent for report in told),
+        tuple(refused for report in told for refused in report.refused),
+        all(report.complete for report in told),
+        next((report.error for report in told if report.error), ""),
+    )
+
+
+def _sync(run_dir: Path, uri: str) -> SyncReport:
+    """As `sync`, of one run, by the process that may send it."""
+    target = _target(run_dir, uri)
+    write_target(run_dir, target)
+    shipment = Shipment(run_dir, target)
+    sent = failures = 0
+    error = ""
+    while failures < GIVE_UP_AFTER:
+        try:
+            if not (step := shipment.step()):
+                break
+            sent, failures, error = sent + step, 0, ""
+        # Law 7: whatever the server does, the report says what is missing; nothing is lost from the spool.
+        except Exception as fault:
+            failures, error = failures + 1, first_line(fault)
+            time.sleep(0.5 if failures < GIVE_UP_AFTER else 0)
+    return SyncReport(shipment.sent.run_id, sent, tuple(shipment.refused), shipment.is_complete(), error)
+
+
+def _target(run_dir: Path, uri: str) -> Target:
+    """Where the run goes as noted beside its spool, on this server."""
+    known = read_json(run_dir / TARGET_FILE)
+    name = known.get("name", run_dir.name)
+    return Target(uri, known.get("experiment", EXPERIMENT), name, known.get("parent", ""))
 
 
 def default_uri(runs: Path) -> str:
@@ -223,10 +249,45 @@ def _watch(parent: int, stopping: _Stopping) -> None:
     os._exit(1)
 
 
+class _Fleet:
+    """The shipments of a run and of its parts, which may still be coming."""
+
+    def __init__(self, run_dir: Path, uri: str):
+        self._run_dir, self._uri = run_dir, uri
+        self._shipments: dict[Path, Shipment] = {}
+        self._seen: dict[Path, int] = {}
+        """Sizes of spools of which everything was sent."""
+
+    def step(self) -> int:
+        """Send the next piece of each, the whole before its parts; raises, after all were tried, what MLflow raised first."""
+        sent, failed = 0, None
+        for folder in (self._run_dir, *parts(self._run_dir)):
+            size = (folder / spool.FILE).stat().st_size if (folder / spool.FILE).exists() else 0
+            if not size or self._seen.get(folder) == size:
+                continue
+            try:
+                if folder not in self._shipments:
+                    self._shipments[folder] = Shipment(folder, _target(folder, self._uri))
+                step = self._shipments[folder].step()
+            except Exception as error:
+                failed = failed or error
+                continue
+            sent += step
+            if not step:
+                self._seen[folder] = size
+        if failed is not None:
+            raise failed
+        return sent
+
+    def is_complete(self) -> bool:
+        """Whether MLflow has everything."""
+        folders = [self._run_dir, *parts(self._run_dir)]
+        return all(f in self._shipments and self._shipments[f].is_complete() for f in folders)
+
+
 def _send(run_dir: Path, stopping: _Stopping) -> bool:
     """Send until told to stop, then what is left; True if that was all."""
-    known = read_json(run_dir / TARGET_FILE)
-    shipment = Shipment(run_dir, Target(os.environ[URI_VARIABLE], known["experiment"], known["name"]))
+    shipment = _Fleet(run_dir, os.environ[URI_VARIABLE])
     failures = 0
     while True:
         # Asked before sending: what is spooled before the word to stop is then surely seen.

@@ -131,6 +131,7 @@ def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: 
     """Where the run goes on, its weights and optimizer state put back."""
     if saved is None:
         return Progress()
+    settings = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
     try:
         checkpoint.restore(saved, learner, optimizer)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -138,6 +139,9 @@ def _restored(saved: checkpoint.Checkpoint | None, learner: Learner, optimizer: 
             f"checkpoint of step {saved.step} does not fit the changed config ({str(error).splitlines()[0]}); "
             "undo what changes the learner or the optimizer, or start a new run from it with start="
         ) from error
+    # The config may be another one than then: what it says of the optimizer holds, not what was saved.
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        group.update(own)
     kept = {key: value for key, value in saved.state.items() if key in Progress.__dataclass_fields__}
     return Progress(**{**kept, "step": saved.step, "stopped": ""})
 

@@ -101,9 +101,13 @@ class GradientLearner(Learner):
         return self._predictor(fast, self._normalise(fast, support, mode, self.test_steps))
 
     @torch.no_grad()
-    def predictors(self, support: Batch, ways: int, *, mode: Mode) -> Iterator[Predictor]:
-        """A predictor before adaptation and after each of the `test_steps` inner steps, for adaptation curves."""
-        problem = self._problem(Episode(support, support, ways), self.test_steps, mode)
+    def predictors(
+        self, support: Batch, ways: int, *, mode: Mode, steps: int | None = None, pace: float = 1.0
+    ) -> Iterator[Predictor]:
+        """A predictor before adaptation and after each of the inner steps, as many as configured unless said, for adaptation
+        curves; `pace` multiplies what the rule adds to fast weights."""
+        taken = self.test_steps if steps is None else steps
+        problem = self._problem(Episode(support, support, ways), taken, mode, pace=pace)
         for step, fast in enumerate(trajectory(problem, second_order=False)):
             yield self._predictor(fast, self._normalise(fast, support, mode, step))
 
@@ -111,7 +115,13 @@ class GradientLearner(Learner):
         return functional_call(self.model, {**params, **fast}, (inputs, normalise))
 
     def _problem(
-        self, episode: Episode, steps: int, mode: Mode = Mode.INDUCTIVE, *, chance: Chance | None = None
+        self,
+        episode: Episode,
+        steps: int,
+        mode: Mode = Mode.INDUCTIVE,
+        *,
+        chance: Chance | None = None,
+        pace: float = 1.0,
     ) -> InnerProblem:
         support, query, ways, _ = episode
         mine: Params = dict(self.named_parameters())
@@ -151,7 +161,10 @@ class GradientLearner(Learner):
 
         def update(meta: Params, gradients: Params, fast: Params, loss: Tensor, state, step: int):
             arguments = (gradients, fast, loss, state)
-            return functional_call(self.rule, _part("rule", meta), arguments, {"step": step})
+            updates, state = functional_call(self.rule, _part("rule", meta), arguments, {"step": step})
+            if pace != 1.0:
+                updates = {name: pace * value for name, value in updates.items()}
+            return updates, state
 
         return InnerProblem(mine, start, support_loss, judged, init, update, steps)
 

@@ -1,0 +1,131 @@
+"""How many inner steps a gradient learner takes, and at what pace: chosen from a support set alone by leaving samples out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.episode import Batch
+from pipeline.learners.gradient import GradientLearner
+from pipeline.learners.learner import Learner, Mode, Predictor
+
+FOLDS = 3
+"""Samples of a class that are left out in turn, at most."""
+STEPS = (0, 1, 2, 5)
+PACES = (1.0, 3.0, 10.0)
+"""What is tried, beside the steps of the config: all of the one with all of the other."""
+TURN, SHIFT = math.radians(8), 0.07
+"""By how much copies of a lone sample are turned (radians) and moved (shares of the side)."""
+
+MOST_LOSS = 20.0
+"""Nats; a loss on samples left out counts as this much at most, also where steps have led out of all bounds."""
+
+
+class Settings(NamedTuple):
+    """Inner steps, and what every update of the rule is multiplied by: 1 is as configured."""
+
+    steps: int
+    pace: float
+
+
+class Held(NamedTuple):
+    """How well samples that were left out are told: accuracy, and cross-entropy in nats."""
+
+    accuracy: float
+    loss: float
+
+
+def own_settings(learner: GradientLearner) -> Settings:
+    """What the learner does unless told otherwise."""
+    return Settings(learner.test_steps, 1.0)
+
+
+def folds(support: Batch, ways: int) -> list[tuple[Batch, Batch]]:
+    """Pairs of what is learned from and what that is judged on.
+
+    The n-th pair is without the n-th sample of every class that has others, for n up to `FOLDS`. Where all classes have one
+    sample, the only pair judges on copies of all, turned and moved a little; of what has no height and width there are none.
+    """
+    inputs, targets = support
+    earlier = (targets[:, None] == targets[None, :]).tril(-1).sum(1)
+    is_alone = torch.bincount(targets, minlength=ways)[targets] == 1
+    count = min(FOLDS, int(earlier.max()) + 1)
+    if count > 1:
+        lefts = [(earlier == number) & ~is_alone for number in range(count)]
+        return [(Batch(inputs[~left], targets[~left]), Batch(inputs[left], targets[left])) for left in lefts]
+    if inputs.ndim < 4 or min(inputs.shape[-2:]) < 2:
+        return []
+    copies = _copies(inputs)
+    return [(support, Batch(copies, targets.repeat(len(copies) // len(targets))))]
+
+
+def _copies(images: Tensor) -> Tensor:
+    """Every image (samples, channels, height, width) four times: turned either way, moved across and down; borders go on."""
+    moves = [(TURN, 0.0, 0.0), (-TURN, 0.0, 0.0), (0.0, SHIFT, -SHIFT), (0.0, -SHIFT, SHIFT)]
+    made = []
+    for angle, across, down in moves:
+        cos, sin = math.cos(angle), math.sin(angle)
+        matrix = images.new_tensor([[cos, -sin, 2 * across], [sin, cos, 2 * down]]).expand(len(images), 2, 3)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        made.append(F.grid_sample(images, grid, padding_mode="border", align_corners=False))
+    return torch.cat(made)
+
+
+def held_out(learner: Learner, support: Batch, ways: int) -> Held | None:
+    """How well the learner, as configured, tells samples of the support that it has not learned from; None where none can be
+    left out."""
+    told = [_judged(learner.adapt(kept, ways, mode=Mode.INDUCTIVE), left, ways) for kept, left in folds(support, ways)]
+    return _mean(told) if told else None
+
+
+def by_settings(learner: GradientLearner, support: Batch, ways: int) -> dict[Settings, Held]:
+    """As `held_out`, for every choice of settings, its own among them; empty where none can be left out."""
+    own = own_settings(learner)
+    wanted = {*STEPS, own.steps}
+    told: dict[Settings, list[Held]] = {}
+    for kept, left in folds(support, ways):
+        for pace in PACES:
+            walk = learner.predictors(kept, ways, mode=Mode.INDUCTIVE, steps=max(wanted), pace=pace)
+            for steps, predictor in enumerate(walk):
+                if steps in wanted:
+                    told.setdefault(Settings(steps, pace), []).append(_judged(predictor, left, ways))
+    return {settings: _mean(own) for settings, own in told.items()}
+
+
+def leave_one_out(learner: GradientLearner, support: Batch, ways: int) -> Settings:
+    """The settings by which samples left out are told with the least loss; its own where that is as good, or none can be."""
+    return best(by_settings(learner, support, ways), own_settings(learner))
+
+
+def best(told: dict[Settings, Held], own: Settings) -> Settings:
+    """The settings of the least loss; `own` where nothing is better."""
+    if own not in told:
+        return own
+    least = min(told, key=lambda settings: told[settings].loss)
+    return least if told[least].loss < told[own].loss else own
+
+
+def adapted(learner: GradientLearner, support: Batch, ways: int, settings: Settings) -> Predictor:
+    """What the learner predicts after adapting with these settings."""
+    walk: Iterator[Predictor] = learner.predictors(
+        support, ways, mode=Mode.INDUCTIVE, steps=settings.steps, pace=settings.pace
+    )
+    *_, last = walk
+    return last
+
+
+def _judged(predictor: Predictor, left: Batch, ways: int) -> Held:
+    # A head may have more outputs than the support has classes.
+    predictions = predictor(left.inputs)[:, :ways]
+    accuracy = (predictions.argmax(1) == left.targets).double().mean()
+    loss = F.cross_entropy(predictions.double(), left.targets)
+    return Held(accuracy.item(), min(loss.item(), MOST_LOSS) if loss.isfinite() else MOST_LOSS)
+
+
+def _mean(told: list[Held]) -> Held:
+    return Held(*(math.fsum(values) / len(values) for values in zip(*told, strict=True)))

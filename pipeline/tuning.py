@@ -1,0 +1,242 @@
+"""How a sweep's trials are handed to Ray Tune, and what it says of them put into the ledger."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, assert_never
+
+import ray
+from ray import tune
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import Searcher
+
+from pipeline import failures
+from pipeline.build import MakeLearner
+from pipeline.config import dump
+from pipeline.distant import keeper, let_go
+from pipeline.ledger import FAILED, FINISHED, STOPPED, WAITING, Ledger
+from pipeline.ray_groups import in_thread
+from pipeline.schema.run import RunConfig
+from pipeline.schema.sweep import AshaConfig, MedianConfig, NoScheduler, PbtConfig, SweepConfig
+from pipeline.trial import ENDED, STEP, VALUE, Setting, Trial
+
+NOTES = "tune"
+"""The folder of what Ray Tune writes; nothing of it is ever read by us."""
+LOST = "its process ended without a word, as when memory is short or its node was lost"
+
+
+@dataclass
+class Hands:
+    """What Tune's side asks of the sweep, and the ledger that it writes into.
+
+    `next` gives the number of the next trial and its run's config, or None where there is no further one; `moved` the
+    config with which a trial goes on after it took over another's state at a meta-step; `folder` is where a trial's run is.
+    `over` tells whether a budget is spent or somebody asked to stop. `heard` is told after every event of a trial.
+    """
+
+    ledger: Ledger
+    next: Callable[[], tuple[int, RunConfig] | None]
+    moved: Callable[[int, int, int], RunConfig]
+    folder: Callable[[int], Path]
+    over: Callable[[], bool]
+    heard: Callable[[int], None]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, to restore it one day; that is never done."""
+        return {}
+
+
+def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: Path, make_learner: MakeLearner) -> None:
+    """Have Tune run trials until there is no further one; in a Ray session. `example` is one of their configs."""
+    workers = example.workers
+    each = workers.needs if workers.is_alone else {"CPU": 0.0}
+    if workers.is_alone and workers.gpus is None and ray.cluster_resources().get("GPU", 0) >= 1:
+        each = {**each, "GPU": 1.0}
+    population = sweep.trials if isinstance(sweep.scheduler, PbtConfig) else None
+    at_once = population or sweep.concurrent or slots(example)
+    quiet = {
+        # Files of its own for every trial, and a copy of its state for resuming, which our ledger is for.
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # which would tell of itself whatever it is asked
+        "TUNE_MAX_PENDING_TRIALS_PG": str(at_once),
+    }
+    os.environ.update(quiet)
+    with keeper() as actor:
+        setting = Setting(actor, sweep.metric, sweep.objectives, make_learner)
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(Trial, setting=setting), each),
+            tune_config=tune.TuneConfig(
+                metric=VALUE,
+                mode=sweep.mode,
+                search_alg=_Proposals(hands),
+                scheduler=_scheduler(sweep, hands, example),
+                num_samples=-1,
+                max_concurrent_trials=None if population else at_once,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']:04d}",
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=NOTES,
+                storage_path=str(notes),
+                failure_config=tune.FailureConfig(max_failures=sweep.retries),
+                verbose=0,
+                callbacks=[_Events(hands, actor)],
+                stop=_Over(hands),
+            ),
+        )
+        try:
+            in_thread(tuner.fit)
+        finally:
+            shutil.rmtree(notes / NOTES, ignore_errors=True)
+
+
+def slots(config: RunConfig) -> int:
+    """How many trials the cluster has room for at a time, at least one."""
+    have, workers = ray.cluster_resources(), config.workers
+    room = [have.get(kind, 0) // (workers.most * amount) for kind, amount in workers.needs.items() if amount]
+    return max(1, int(min(room)))
+
+
+class _Proposals(Searcher):
+    """Gives Tune the trials that the sweep proposes; it remembers nothing, so that there is nothing to save."""
+
+    def __init__(self, hands: Hands):
+        super().__init__()
+        self._hands = hands
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        found = None if self._hands.over() else self._hands.next()
+        if found is None:
+            return Searcher.FINISHED
+        number, config = found
+        return _settings(number, config, self._hands, "")
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        """What is known of a trial is in the ledger."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Never called: a sweep goes on from its ledger."""
+
+
+def _settings(number: int, config: RunConfig, hands: Hands, exchange: str) -> dict[str, Any]:
+    """What a trial's actor is told. Tune reads nested settings its own way, so that they come as text."""
+    folder = str(hands.folder(number).absolute())
+    return {"number": number, "folder": folder, "config": json.dumps(dump(config)), "exchange": exchange}
+
+
+class _Events(tune.Callback):
+    """Writes down what becomes of trials."""
+
+    def __init__(self, hands: Hands, actor: Any):
+        self._hands, self._actor = hands, actor
+        self._noted: dict[int, int] = {}
+        """Failures that a trial had written down when it failed before."""
+
+    def on_trial_start(self, iteration, trials, trial, **info) -> None:
+        number = trial.config["number"]
+        # A population takes turns: a trial may begin that had only paused.
+        if self._hands.ledger.trials[number].state == WAITING:
+            self._hands.ledger.begun(number, trial.node_ip or "")
+            self._hands.heard(number)
+
+    def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
+        number = trial.config["number"]
+        self._hands.ledger.value(number, int(result[STEP]), float(result[VALUE]))
+        self._hands.heard(number)
+
+    def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        number, last = trial.config["number"], trial.last_result
+        is_whole = last.get(ENDED, True)
+        if is_whole:
+            objectives = json.loads(last.get("objectives", "{}"))
+            state = FINISHED if ENDED in last else STOPPED
+            self._hands.ledger.ended(number, state, objectives=objectives)
+        let_go(self._actor, self._hands.folder(number))
+        self._hands.heard(number)
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        number = trial.config["number"]
+        self._hands.ledger.failed_once(number, self._said(number))
+        self._hands.heard(number)
+
+    def on_trial_error(self, iteration, trials, trial, **info) -> None:
+        number = trial.config["number"]
+        self._hands.ledger.ended(number, FAILED, said=self._said(number))
+        let_go(self._actor, self._hands.folder(number))
+        self._hands.heard(number)
+
+    def _said(self, number: int) -> str:
+        """Why the trial failed now, as it wrote down itself."""
+        told = failures.since_start(self._hands.folder(number))
+        before, self._noted[number] = self._noted.get(number, 0), len(told)
+        return told[-1].said if len(told) > before else LOST
+
+
+class _Over(tune.Stopper):
+    """Ends all trials when a budget is spent."""
+
+    def __init__(self, hands: Hands):
+        self._hands = hands
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._hands.over()
+
+
+def _scheduler(sweep: SweepConfig, hands: Hands, example: RunConfig) -> TrialScheduler:
+    match sweep.scheduler:
+        case NoScheduler():
+            return FIFOScheduler()
+        case AshaConfig(grace=grace, reduction=reduction):
+            longest = max(grace, example.meta.steps)
+            return AsyncHyperBandScheduler(
+                time_attr=STEP, max_t=longest, grace_period=grace, reduction_factor=reduction
+            )
+        case MedianConfig(grace=grace, least=least):
+            return MedianStoppingRule(time_attr=STEP, grace_period=grace, min_samples_required=least)
+        case PbtConfig():
+            return _Population(sweep.scheduler, hands)
+        case _:
+            assert_never(sweep.scheduler)
+
+
+class _Population(PopulationBasedTraining):
+    """Tune's, in which all wait for one another before an exchange, and the sweep says which point comes next."""
+
+    def __init__(self, config: PbtConfig, hands: Hands):
+        super().__init__(
+            time_attr=STEP,
+            perturbation_interval=config.every,
+            quantile_fraction=config.quantile,
+            custom_explore_fn=lambda settings: settings,
+            log_config=False,
+            synch=True,
+        )
+        self._hands = hands
+        self._exchanges = 0
+
+    def _get_new_config(self, trial, trial_to_clone) -> tuple[dict, dict]:
+        number, source = trial.config["number"], trial_to_clone.config["number"]
+        step = int(self._trial_state[trial_to_clone].last_train_time)
+        self._exchanges += 1
+        config = self._hands.moved(number, source, step)
+        return _settings(number, config, self._hands, f"{source} {step} {self._exchanges}"), {}
