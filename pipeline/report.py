@@ -78,7 +78,10 @@ def find(target: Path, root: Path) -> Path:
 def _row(run: Path) -> RunRow:
     past = spool.history(run)
     if swept.is_sweep(past):
-        return _sweep_row(swept.read(run))
+        try:
+            return _sweep_row(swept.read(run))
+        except InputError:
+            pass  # a damaged one is listed too; `metashard report` says what is wrong with it
     scores = [value for value in past.series.get(swept.SHARE, {}).values() if value == value]
     return RunRow(
         id=run.name,
@@ -102,7 +105,7 @@ def _sweep_row(sweep: Sweep) -> RunRow:
         what=in_words(sweep),
         status=sweep.status,
         started=datetime.fromtimestamp(sweep.past.started_ms / 1000),
-        steps=sum(trial.steps or 0 for trial in sweep.trials),
+        steps=sum(trial.steps for trial in sweep.trials),
         planned=sweep.past.params.get("meta_steps", "?"),
         validation=best.score if best and best.score is not None and sweep.metric == swept.SHARE else float("nan"),
         **(_tested(best.run) if best else NOT_TESTED),
@@ -133,6 +136,8 @@ def _what(past: spool.History) -> str:
     match kind:
         case None:
             return TRAINING
+        case swept.KIND:
+            return "sweep, damaged"
         case "compare":
             return f"comparison of {members} runs"
         case "table":

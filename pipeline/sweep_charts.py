@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ from pipeline.charts import table
 from pipeline.importance import Importance, importance
 from pipeline.pictures import sweeps
 from pipeline.pictures.sweeps import Axis, Outcome
-from pipeline.swept import Dimension, Sweep, Trial
+from pipeline.space import CHOICE, Dimension
+from pipeline.swept import Sweep, Trial, counts
 
 FOLDER = "pictures"
 LESS = "less is better"
@@ -43,7 +44,7 @@ def draw(sweep: Sweep, folder: Path) -> list[Path]:
 
 def importance_of(sweep: Sweep) -> Importance:
     """How much each dimension matters, from all trials that have a score: those stopped early with what they had by then."""
-    scored = [trial for trial in sweep.trials if trial.score is not None]
+    scored = [trial for trial in sweep.trials if trial.score is not None and counts(trial)]
     logarithmic = frozenset(dimension.name for dimension in sweep.dimensions if dimension.is_log)
     return importance([t.point for t in scored], [t.score or 0.0 for t in scored], logarithmic=logarithmic)
 
@@ -53,11 +54,9 @@ def _pictures(sweep: Sweep) -> Iterator[tuple[str, Make]]:
     if not sweep.trials:
         return
     yield "history", partial(history, sweep=sweep)
-    if sweep.dimensions:
-        yield "parallel", partial(parallel, sweep=sweep)
-        found = cache(lambda: importance_of(sweep))
-        yield "importance", lambda path: important(path, found())
-    for name in sorted({name for trial in sweep.trials if trial.score is not None for name in trial.objectives}):
+    yield "parallel", partial(parallel, sweep=sweep)
+    yield "importance", partial(important, sweep=sweep)
+    for name in sorted({name for trial in sweep.trials if counts(trial) for name in trial.objectives}):
         yield f"front-{name}", partial(front, sweep=sweep, objective=name)
 
 
@@ -67,7 +66,7 @@ def history(path: Path, sweep: Sweep) -> list[Path]:
     best, rows = None, []
     pick = max if sweep.mode == "max" else min
     for trial in sweep.trials:
-        if trial.score is not None:
+        if trial.score is not None and counts(trial):
             best = trial.score if best is None else pick(best, trial.score)
         rows.append([trial.number, trial.state, *map(_plain, (trial.score, best, trial.steps, trial.seconds))])
     head = ("trial", "state", sweep.metric, "best_so_far", "meta_steps", "seconds")
@@ -79,7 +78,7 @@ def history(path: Path, sweep: Sweep) -> list[Path]:
 
 def parallel(path: Path, sweep: Sweep) -> list[Path]:
     """Every trial as a line over the dimensions."""
-    axes = [axis_of(dimension, sweep.trials) for dimension in sweep.dimensions]
+    axes = [axis_of(dimension) for dimension in sweep.dimensions]
     by_option = {axis.name for axis in axes if axis.options}
     trials = [
         _drawn(sweep, trial, {name: str(v) if name in by_option else v for name, v in trial.point.items()})
@@ -96,19 +95,16 @@ def parallel(path: Path, sweep: Sweep) -> list[Path]:
     ]
 
 
-def axis_of(dimension: Dimension, trials: Sequence[Trial]) -> Axis:
-    """A dimension's axis: its range, wider where a trial lies outside; its options, and those that only trials tell of."""
-    name = dimension.name
-    values = [trial.point[name] for trial in trials if name in trial.point]
-    ends = [*dimension.ends, *values]
-    if dimension.is_choice and (dimension.kind or not all(map(_is_number, ends))):
-        return Axis(name, options=tuple(dict.fromkeys(map(str, ends))))
-    numbers = [float(end) for end in ends if _is_number(end)] or [0.0, 1.0]
-    return Axis(name, min(numbers), max(numbers), is_log=dimension.is_log and min(numbers) > 0)
+def axis_of(dimension: Dimension) -> Axis:
+    """A dimension's axis: all of its range, or its options as texts."""
+    if dimension.kind == CHOICE:
+        return Axis(dimension.name, options=tuple(map(str, dimension.options)))
+    return Axis(dimension.name, dimension.low, dimension.high, is_log=dimension.is_log)
 
 
-def important(path: Path, found: Importance) -> list[Path]:
-    """How much each dimension matters; nothing where nothing is known."""
+def important(path: Path, sweep: Sweep) -> list[Path]:
+    """How much each dimension matters; no picture where nothing is known."""
+    found = importance_of(sweep)
     rows = sorted(found.shares.items(), key=lambda row: (-row[1], row[0]))
     numbers = table(path.with_suffix(".csv"), ("dimension", "importance"), rows)
     if found.reason:
@@ -122,8 +118,8 @@ def important(path: Path, found: Importance) -> list[Path]:
 
 def front(path: Path, sweep: Sweep, objective: str) -> list[Path]:
     """The trials by an objective that is to be small and their score."""
-    found = [(t.number, t.objectives[objective], t.score) for t in sweep.trials if objective in t.objectives]
-    points = [(number, x, sweep.scale * y) for number, x, y in found if y is not None]
+    known = [trial for trial in sweep.trials if counts(trial) and objective in trial.objectives]
+    points = [(t.number, t.objectives[objective], sweep.scale * t.score) for t in known if t.score is not None]
     best = non_dominated([(x, y if sweep.mode == "min" else -y) for _, x, y in points])
     outcomes = [Outcome(*point, is_best=own) for point, own in zip(points, best, strict=True)]
     better = "more is better" if sweep.mode == "max" else LESS

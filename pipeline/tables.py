@@ -49,11 +49,10 @@ def trials(sweep: Sweep) -> Grid:
     objectives = sorted({name for trial in sweep.trials for name in trial.objectives})
     rows = []
     for trial in sweep.ranked:
-        took = NONE if trial.seconds is None else f"{trial.seconds:.1f}"
-        steps = NONE if trial.steps is None else str(trial.steps)
         others = [value(trial.objectives[name]) if name in trial.objectives else NONE for name in objectives]
         point = [value(trial.point[name]) if name in trial.point else NONE for name in names]
-        rows.append([f"{trial.number:04d}", trial.state, sweep.shown(trial.score), steps, took, *others, *point])
+        took = (str(trial.steps), f"{trial.seconds:.1f}")
+        rows.append([f"{trial.number:04d}", trial.state, sweep.shown(trial.score), *took, *others, *point])
     return Grid(("trial", "state", f"best {sweep.metric}", "meta-steps", "seconds", *objectives, *names), rows)
 
 

@@ -10,18 +10,15 @@ from typing import Any
 
 import yaml
 
+from pipeline.ledger import FILE, FORMAT
+from pipeline.space import Space
 from pipeline.spool import KIND, Spool
 
-SPACE = {
-    "learner.kind": 'choice ["gradient", "prototype", "ridge"]',
-    "meta.optimizer.lr": "loguniform [0.0001, 0.1]",
-    "meta.batch": "choice [2, 4, 8]",
-    "learner.rule.lr": "loguniform [0.01, 1.0] where learner.kind is gradient",
-    "learner.steps": "int [1, 5] where learner.kind is gradient",
-}
-CONFIG = {
+GRADIENT = {"kind": "gradient", "rule": {"kind": "sgd", "lr": {"loguniform": [0.01, 1]}}, "steps": {"int": [1, 5]}}
+TREE = {
     "name": "found",
-    "learner": {"choice": [{"kind": "gradient", "steps": {"int": [1, 5]}}, {"kind": "prototype"}]},
+    "learner": {"choice": [GRADIENT, {"kind": "prototype"}, {"kind": "ridge"}]},
+    "meta": {"optimizer": {"kind": "adam", "lr": {"loguniform": [0.0001, 0.1]}}, "batch": {"choice": [2, 4, 8]}},
     "sweep": {"trials": 12, "scheduler": {"kind": "asha", "grace": 10}},
 }
 
@@ -60,53 +57,61 @@ def make_sweep(
     *,
     status: str = "FINISHED",
     is_told: bool = True,
+    has_ledger: bool = True,
     metric: str = "validation/score",
     mode: str = "max",
-    planned: int = 12,
 ) -> Path:
-    """Write a sweep's folder; without `is_told` the sweep was killed before it wrote its result."""
+    """Write a sweep's folder; without `is_told` it has no result yet, and is in its last trial."""
     folder.mkdir(parents=True)
-    settings = {"name": "found", "trials": str(planned), "search": "random", "scheduler": "asha", "seed": "0"}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(TREE, sort_keys=False))
+    space = Space({key: value for key, value in TREE.items() if key != "sweep"}, "test").told()
+    settings = {"name": "found", "trials": "12", "search": "random", "scheduler": "asha", "seed": "0"}
     told = Spool(folder)
-    told.params({**settings, "metric": metric, "mode": mode, **{f"space.{key}": text for key, text in SPACE.items()}})
+    told.params({**settings, "metric": metric, "mode": mode, **{f"space.{key}": text for key, text in space.items()}})
     told.tags({KIND: "sweep", "data.fingerprint": "5eed" * 16, "python": "3.11.7"})
-    best = None
-    pick = max if mode == "max" else min
+    events: list[dict[str, Any]] = [{"t": 0.0, "event": "driver", "format": FORMAT}]
     for row in rows:
-        values = {"sweep/meta_steps": row["steps"], "sweep/seconds": row["seconds"]}
-        if row["score"] is not None:
-            best = row["score"] if best is None else pick(best, row["score"])
-            values |= {"sweep/score": row["score"], "sweep/best_score": best}
-        told.metrics(row["number"], values)
+        events += _events(row, is_over=is_told or row is not rows[-1])
         _make_trial(folder / row["run"], row)
     told.status(status)
     told.close()
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
+    if has_ledger:
+        (folder / FILE).write_text("".join(f"{json.dumps(event)}\n" for event in events))
     scored = [row for row in rows if row["score"] is not None]
     if is_told:
+        pick = max if mode == "max" else min
         first = pick(scored, key=lambda row: row["score"])["number"] if scored else None
-        result = {"metric": metric, "mode": mode, "trials": rows, "best": first, "importance": {}}
+        result = {"metric": metric, "mode": mode, "trials": rows, "best": first}
         (folder / "result.json").write_text(json.dumps(result))
         if scored:
             (folder / "best.yaml").write_text(yaml.safe_dump({"name": "best-of-found", "meta": {"batch": 4}}))
     return folder
 
 
+def _events(row: dict[str, Any], *, is_over: bool) -> list[dict[str, Any]]:
+    """What the ledger says of a trial."""
+    number, began = row["number"], 100.0 * row["number"]
+    told: list[dict[str, Any]] = [
+        {"t": began, "event": "proposed", "trial": number, "point": row["point"], "origin": "search"},
+        {"t": began, "event": "begun", "trial": number, "node": "here"},
+    ]
+    if row["score"] is not None:
+        told.append({"t": began + 5, "event": "value", "trial": number, "step": row["steps"], "value": row["score"]})
+    if is_over:
+        end = {key: row[key] for key in ("state", "said", "objectives")}
+        told.append({"t": began + row["seconds"], "event": "ended", "trial": number, "trained_s": 1.0, **end})
+    return told
+
+
 def _make_trial(folder: Path, row: dict[str, Any]) -> None:
+    """An ordinary run."""
     folder.mkdir(parents=True)
-    tree: dict[str, Any] = {"name": "found"}
-    for key, value in row["point"].items():
-        *path, last = key.split(".")
-        place = tree
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    (folder / "config.yaml").write_text(yaml.safe_dump(tree))
+    (folder / "config.yaml").write_text("name: found\n")
     told = Spool(folder)
     told.params({"name": "found", "meta.steps": "30"})
     for step in range(1, row["steps"] + 1):
         told.metrics(step, {"train/loss": 1 / step, "time/step_s": 0.5})
     if row["score"] is not None:
         told.metrics(row["steps"], {"validation/score": row["score"], "validation/interval": 0.02})
-    told.status({"finished": "FINISHED", "failed": "FAILED"}.get(row["state"], "KILLED"))
+    told.status("FAILED" if row["state"] == "failed" else "FINISHED")
     told.close()

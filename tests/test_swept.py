@@ -4,59 +4,55 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
 
 import pytest
 from drawn import size
 from searched import make_sweep, trials
 
-from pipeline import report, spool, sweep_charts, swept, tables
+from pipeline import report, spool, sweep_charts, swept
 from pipeline.errors import InputError
-from pipeline.swept import Dimension
 
 
-def test_a_sweep_that_ended(tmp_path):
-    rows = trials(12)
-    sweep = swept.read(make_sweep(tmp_path / "s", rows))
-    assert [t.number for t in sweep.trials] == list(range(12)) and sweep.status == "FINISHED"
-    assert [dict(t.point) for t in sweep.trials] == [row["point"] for row in rows]
+@pytest.mark.parametrize("has_ledger", [True, False])
+def test_a_sweep_that_ended(tmp_path, has_ledger):
+    rows = trials(12, objectives=True)
+    sweep = swept.read(make_sweep(tmp_path / "s", rows, has_ledger=has_ledger))
+    assert sweep.status == "FINISHED" and len(sweep.trials) == 12
+    for trial, row in zip(sweep.trials, rows, strict=True):
+        assert trial.seconds == pytest.approx(row["seconds"])
+        found = (trial.number, trial.state, dict(trial.point), trial.score, trial.said, dict(trial.objectives))
+        assert found == tuple(row[key] for key in ("number", "state", "point", "score", "said", "objectives"))
+        assert trial.steps == (row["steps"] if row["score"] is not None or not has_ledger else 0)
     scored = [row for row in rows if row["score"] is not None]
     best = max(scored, key=lambda row: row["score"])
     assert sweep.best is not None and sweep.best.number == best["number"] and sweep.best.run.is_dir()
-    kinds = {d.name: (d.kind, d.ends, d.is_log, d.is_choice) for d in sweep.dimensions}
-    assert kinds["learner.kind"] == ("choice", ("gradient", "prototype", "ridge"), False, True)
-    assert kinds["learner.rule.lr"] == ("loguniform", (0.01, 1.0), True, False)
+    assert [d.name for d in sweep.dimensions] == [
+        *("learner.kind", "learner.rule.lr", "learner.steps", "meta.optimizer.lr", "meta.batch")
+    ]
     assert [t.score for t in sweep.ranked][: len(scored)] == sorted((r["score"] for r in scored), reverse=True)
 
 
-@pytest.mark.parametrize("damaged", [None, "{", "[]", '{"trials": 7}', '{"trials": [1, {"number": "x"}], "best": {}}'])
-def test_a_killed_sweep_is_known_by_its_trials(tmp_path, damaged):
-    """As far as their own folders and the sweep's spool tell, with what is no result left aside."""
-    rows = trials(6)
-    folder = make_sweep(tmp_path / "s", rows, status="RUNNING", is_told=False)
-    if damaged is not None:
-        (folder / "result.json").write_text(damaged)
+@pytest.mark.parametrize(("status", "state"), [("RUNNING", "running"), ("KILLED", "interrupted")])
+def test_a_sweep_that_has_not_ended(tmp_path, status, state):
+    """The trial it was in goes on, or can; its result is one of an earlier time, when it had fewer trials."""
+    rows = trials(6, failing=0)
+    folder = make_sweep(tmp_path / "s", rows, status=status, is_told=False)
+    (folder / "result.json").write_text(json.dumps({"trials": rows[:2]}))
     sweep = swept.read(folder)
-    assert sweep.status == "RUNNING"
-    for trial, row in zip(sweep.trials, rows, strict=True):
-        assert (trial.state, trial.score, trial.steps) == (row["state"], row["score"], row["steps"])
-        assert dict(trial.point) == pytest.approx(row["point"]) and trial.seconds == row["seconds"]
+    assert sweep.status == status and [t.state for t in sweep.trials] == [*(row["state"] for row in rows[:-1]), state]
+    assert sweep.trials[-1].score == rows[-1]["score"] and sweep.trials[-1].seconds == 5
 
 
-def test_a_trial_that_the_sweep_has_not_heard_of_is_read_from_its_own_spool(tmp_path):
-    folder = make_sweep(tmp_path / "s", trials(2, failing=0))
-    new = spool.Spool(_made(folder / "trials" / "0002"))
-    for step in (1, 2, 3):
-        new.metrics(step, {"train/loss": 1.0, "time/step_s": 0.5, "validation/score": 0.9 - step / 10})
-    last = swept.read(folder).trials[-1]
-    assert (last.number, last.state, last.steps, last.seconds) == (2, "running", 3, 1.5)
-    assert last.score == pytest.approx(0.8) and last.point == {}
-    new.close()
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+def test_what_a_trial_reached_before_it_failed_is_no_score(tmp_path):
+    rows = trials(4, failing=0)
+    best = max(rows, key=lambda row: row["score"])
+    best |= {"state": "failed", "said": "out of memory"}
+    sweep = swept.read(make_sweep(tmp_path / "s", rows))
+    assert sweep.best is not None and sweep.best.number != best["number"]
+    assert sweep.ranked[-1].number == best["number"] and sweep_charts.importance_of(sweep).trials == 3
+    made = sweep_charts.draw(sweep, tmp_path / "drawn")
+    with next(file for file in made if file.name == "history.csv").open() as file:
+        assert max(float(row["best_so_far"]) for row in csv.DictReader(file) if row["best_so_far"]) == sweep.best.score
 
 
 def test_what_is_no_sweep_is_refused(tmp_path):
@@ -68,21 +64,14 @@ def test_what_is_no_sweep_is_refused(tmp_path):
             swept.read(folder)
 
 
-def test_names_that_params_cannot_have_and_ranges_that_were_cut(tmp_path):
-    """Of two options with the same key the dimensions have names with brackets; a list of thousands is cut by MLflow's limit."""
-    point = {"learner.steps (gradient)": 3, "learner.steps (leo)": 2, "model": '{"kind": "conv4"}'}
-    told = spool.Spool(_made(tmp_path / "s"))
-    texts = {
-        "learner.steps (gradient)": "int [1, 5] where learner.kind is gradient",
-        "learner.steps (leo)": "int [1, 5]",
-    }
-    told.params({f"space.{name}": text for name, text in texts.items()} | {"space.model": 'choice ["a", '})
-    told.tags({spool.KIND: "sweep"})
-    told.close()
-    (tmp_path / "s" / "result.json").write_text(json.dumps({"trials": [{"number": 0, "point": point, "score": 0.5}]}))
-    sweep = swept.read(tmp_path / "s")
-    assert {d.name: d.kind for d in sweep.dimensions} == dict(zip(point, ("int", "int", "choice"), strict=True))
-    assert tables.trials(sweep).rows[0][-3:] == ["3", "2", '{"kind": "conv4"}']
+def test_a_damaged_sweep_is_listed_and_refused(tmp_path, capsys):
+    for name, file in (("a", "ledger.jsonl"), ("b", "sweep.yaml")):
+        (make_sweep(tmp_path / name, trials(2)) / file).write_text("no event\n")
+        with pytest.raises(InputError, match=file):
+            swept.read(tmp_path / name)
+    assert {row.what for row in report.runs(tmp_path)} == {"sweep, damaged"}
+    report.print_runs(report.runs(tmp_path))
+    assert "sweep, damaged" in capsys.readouterr().out
 
 
 def test_runs_lists_sweeps_and_not_their_trials(tmp_path, capsys):
@@ -154,12 +143,9 @@ def test_the_front_has_those_that_no_other_beats():
     assert sweep_charts.non_dominated(points) == [True, True, False, True, True, False]
 
 
-def test_an_axis_spans_what_was_searched_and_what_was_tried(tmp_path):
-    sweep = swept.read(make_sweep(tmp_path / "s", trials(3, failing=0)))
-    axes = {d.name: sweep_charts.axis_of(d, sweep.trials) for d in sweep.dimensions}
+def test_an_axis_spans_what_is_searched(tmp_path):
+    sweep = swept.read(make_sweep(tmp_path / "s", []))
+    axes = {dimension.name: sweep_charts.axis_of(dimension) for dimension in sweep.dimensions}
     assert axes["meta.optimizer.lr"][1:4] == (0.0001, 0.1, True) and axes["meta.batch"].options == ("2", "4", "8")
+    assert axes["learner.steps"][1:4] == (1, 5, False)
     assert axes["meta.optimizer.lr"].at(0.1) == 1 and axes["meta.optimizer.lr"].at(0.01) == pytest.approx(2 / 3)
-    wide = sweep_charts.axis_of(Dimension("meta.optimizer.lr", "loguniform", (1.0, 2.0), ""), sweep.trials)
-    assert wide.low == min(trial.point["meta.optimizer.lr"] for trial in sweep.trials) and wide.high == 2
-    unknown = sweep_charts.axis_of(Dimension("learner.kind", "", (), ""), sweep.trials)
-    assert set(unknown.options) == {trial.point["learner.kind"] for trial in sweep.trials}

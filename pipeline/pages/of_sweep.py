@@ -48,8 +48,8 @@ def _reached(sweep: Sweep) -> dict[str, str]:
     facts = {
         "Trials": f"{len(sweep.trials)}" + (f": {by_state}" if by_state else ""),
         "Judged by": f"the {'highest' if sweep.mode == 'max' else 'lowest'} {sweep.metric} of a trial",
-        "Meta-steps of all trials": str(sum(trial.steps or 0 for trial in sweep.trials)),
-        "Seconds of all trials": f"{sum(trial.seconds or 0 for trial in sweep.trials):.0f}",
+        "Meta-steps of all trials": str(sum(trial.steps for trial in sweep.trials)),
+        "Seconds of all trials": f"{sum(trial.seconds for trial in sweep.trials):.0f}",
     }
     if best := sweep.best:
         facts["Best"] = f"{sweep.shown(best.score)}, trial {best.number:04d}"
@@ -104,13 +104,11 @@ def _trials(sweep: Sweep) -> list[Part]:
 
 def _space(sweep: Sweep, found: Importance) -> list[Part]:
     """What was searched, and how much each part of it matters."""
-    if not sweep.dimensions:
-        return []
     rows = []
     for dimension in sweep.dimensions:
         is_known = dimension.name in found.shares and not found.reason
         share = f"{100 * found.shares[dimension.name]:.1f} %" if is_known else NONE
-        rows.append((dimension.name, dimension.told or NONE, share))
+        rows.append((dimension.name, str(dimension), share))
     caption = "The dimensions; importance: what share of their common effect on the score each has"
     parts: list[Part] = [Table(caption, Grid(("dimension", "searched", "importance"), rows), numbers=2)]
     if found.reason:

@@ -21,6 +21,7 @@ MARKS = {
     "stopped": ("v", GREEN),
     "interrupted": ("s", GREY),
     "running": ("D", GREY),
+    "waiting": (".", GREY),
     "failed": ("x", ORANGE),
 }
 """How a trial's score is marked, by its state: told apart without colours too."""
@@ -35,7 +36,7 @@ BETTER_IS_DARK = LinearSegmentedColormap.from_list("better_is_dark", colormaps["
 
 
 class Trial(NamedTuple):
-    """A trial: its number, what became of it (a key of MARKS), its score if it has one, and its value for every dimension that
+    """A trial: its number, what became of it (as in MARKS), its score if it has one, and its value for every dimension that
     exists there; of an axis with options the option as text."""
 
     number: int
@@ -86,14 +87,15 @@ def history_picture(path: Path, trials: Sequence[Trial], *, mode: str, metric: s
     `mode` is "max" or "min". Trials without a score are marked on the lower edge.
     """
     figure, (axes,) = new_figure(6.8, 4.2, rows=1)
-    scored = [(trial.number, trial.score) for trial in trials if trial.score is not None]
+    scored = [(trial.number, trial.score) for trial in trials if trial.score is not None and trial.state != "failed"]
     if scored:
         numbers, scores = zip(*sorted(scored), strict=True)
         best = (np.maximum if mode == "max" else np.minimum).accumulate(np.asarray(scores, float))
         until = [*numbers, max(trial.number for trial in trials)]
         axes.step(until, [*best, best[-1]], where="post", color=BLUE, linewidth=1.4, alpha=0.6, label="best so far")
     size = 6 if len(trials) <= 60 else 3.5
-    for state, (mark, colour) in MARKS.items():
+    for state in dict.fromkeys((*MARKS, *(trial.state for trial in trials))):
+        mark, colour = MARKS.get(state, MARKS["waiting"])
         own = [trial for trial in trials if trial.state == state]
         some = [(trial.number, trial.score) for trial in own if trial.score is not None]
         none = [trial.number for trial in own if trial.score is None]
@@ -104,7 +106,8 @@ def history_picture(path: Path, trials: Sequence[Trial], *, mode: str, metric: s
             hollow = {**look, "markerfacecolor": "none", "transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(none, [0.0] * len(none), **hollow, label=f"{state}, no score ({len(none)})")
     if not scored:
-        axes.text(0.5, 0.5, "no trial has a score", transform=axes.transAxes, ha="center", color=GREY)
+        axes.text(0.5, 0.5, "no trial has a score that counts", transform=axes.transAxes, ha="center", color=GREY)
+    if all(trial.score is None for trial in trials):
         axes.set_yticks([])
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{spelled(metric)}, {'more' if mode == 'max' else 'less'} is better")

@@ -29,7 +29,7 @@ def made(many: int, *, failed: bool = False) -> list[Trial]:
             "a.b.rate": 10 ** (-4 * ((7 * n) % many) / many),
         }
         point |= {"steps": 1 + n % 5} if n % 2 else {}
-        state = "failed" if failed else states[n % 5]
+        state = "failed" if failed else states[n % len(states)]
         found.append(Trial(n, state, None if state == "failed" else 50.0 + (13 * n) % 40, point))
     return found
 
