@@ -99,7 +99,7 @@ LAYERS = {
         "pages",
         "machine",
     },
-    6: {"cli", "cli_choose", "cli_data", "cli_runs"},
+    6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "pictures", "checkpoint"}
