@@ -242,6 +242,8 @@ def test_the_best_trial_of_a_sweep_is_told_as_a_run_is(trained, tmp_path):
     shutil.copytree(trained, best.run)
     read = Read(page.tell(folder, tmp_path))
     assert "Of the checkpoint" in read.text
+    noted = spool.history(trained).tags
+    assert noted["machine"] in read.text and noted["version.torch"] in read.text and "git checkout" in read.code[-2]
     for file in (trained / "pictures").glob("*.png"):
         assert file.read_bytes() in read.pictures.values()
 

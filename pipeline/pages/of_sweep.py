@@ -6,6 +6,7 @@ import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline import spool, sweep_charts, swept, tables
@@ -16,29 +17,40 @@ from pipeline.swept import Sweep
 from pipeline.tables import NONE, Grid
 
 SPACE = "space."
+ENVIRONMENT = (told.REVISION, "python", "machine")
+"""Tags that trials have and their sweep has not."""
 FRONT = "front-"
 
 
 def page(folder: Path) -> Page:
     """The page of a sweep's folder, whether it goes on, has ended or was killed."""
     sweep = swept.read(folder)
+    past = _noted(sweep)
     found = sweep_charts.importance_of(sweep)
     config = told.text_of(folder / swept.CONFIG)
     sections = [
         Section("Summary", [Facts({**told.times(folder, sweep.past), **_reached(sweep)})]),
-        Section("Warnings", [*_failures(sweep), *told.warnings(folder, sweep.past)]),
+        Section("Warnings", [*_failures(sweep), *told.warnings(folder, past)]),
         Section("Pictures", _pictures(sweep)),
         Section("Trials", _trials(sweep)),
         Section("Search space", _space(sweep, found)),
         Section("Budget", _budget(sweep)),
         Section("Best trial", _best(sweep)),
         Section("Config", [Code(swept.CONFIG, config)] if config else []),
-        Section("Environment", told.environment(sweep.past)),
+        Section("Environment", told.environment(past)),
         Section("MLflow", told.tracked(folder, sweep.past)),
-        Section("Reproduce", _again(sweep, config)),
+        Section("Reproduce", _again(sweep, past, config)),
     ]
     name = sweep.past.params.get("name", folder.name)
     return Page(folder.name, f"Sweep of {name}: {told.STATES[sweep.status]}.", sections)
+
+
+def _noted(sweep: Sweep) -> spool.History:
+    """The sweep's spool with what its best trial, or its first, noted of where it ran: the same for all of them."""
+    trial = sweep.best or next(iter(sweep.trials), None)
+    own = {} if trial is None else spool.history(trial.run).tags
+    shared = {key: text for key, text in own.items() if key in ENVIRONMENT or key.startswith(("version.", "data."))}
+    return replace(sweep.past, tags={**shared, **sweep.past.tags})
 
 
 def _reached(sweep: Sweep) -> dict[str, str]:
@@ -136,11 +148,11 @@ def _best(sweep: Sweep) -> list[Part]:
     return [*parts, Code(swept.BEST, config)] if config else parts
 
 
-def _again(sweep: Sweep, config: str) -> Sequence[Part]:
+def _again(sweep: Sweep, past: spool.History, config: str) -> Sequence[Part]:
     if not config:
         lacking = f"{sweep.folder} has no {swept.CONFIG}, so it cannot be said how to do it again."
         return [Note(lacking, is_warning=True)]
-    parts = [told.commands(sweep.past, "sweep", swept.CONFIG, config)]
+    parts = [told.commands(past, "sweep", swept.CONFIG, config)]
     if (sweep.folder / swept.BEST).exists():
         parts.append(Code("The best trial alone", told.command_line(["metashard", "train", sweep.folder / swept.BEST])))
-    return [*parts, *told.data_hint(told.tree_of(config), sweep.past)]
+    return [*parts, *told.data_hint(told.tree_of(config), past)]

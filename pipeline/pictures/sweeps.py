@@ -29,6 +29,8 @@ MOST_BARS = 30
 AXIS_IN, LONGEST_TICK = 1.5, 14
 ABSENT = -0.13
 """Where lines pass an axis that a trial has not, below its lower end at 0."""
+NEAR = 0.06
+"""How near to an end of an axis no other value is written."""
 SPREAD = 0.035
 """How far lines that share an option lie apart from it."""
 # The palest end of the map is hard to see on white: the best are dark, the worst still yellow enough to be told from grey.
@@ -66,10 +68,11 @@ class Axis(NamedTuple):
         if self.options:
             return [(self.at(option), _short(option)) for option in self.options]
         locator = LogLocator(10, numticks=6) if self.is_log else MaxNLocator(4)
+        ends = (self.low, self.high) if self.low < self.high else (self.low,)
         inside = [float(v) for v in locator.tick_values(self.low, self.high) if self.low <= v <= self.high]
-        # Less than a decade has no power of ten, or one.
-        values = inside if len(inside) > 1 else [self.low, self.high] if self.high > self.low else [self.low]
-        return [(self.at(value), f"{value:.4g}") for value in values]
+        # Between the ends what is not so near to one of them that their letters would meet.
+        between = [v for v in inside if all(abs(self.at(v) - self.at(end)) > NEAR for end in ends)]
+        return [(self.at(value), f"{value:.4g}") for value in sorted({*ends, *between})]
 
 
 class Outcome(NamedTuple):
