@@ -68,6 +68,14 @@ class Trial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Wait for the next value of the metric; the training has gone on meanwhile, and may be at its end."""
+        try:
+            return self._next()
+        except (InputError, RunFailed) as error:
+            # What failed in a meta-step its worker has written down; this nobody has.
+            self._archive.note(Failure(max(self._told, 0), 0, str(error)))
+            raise
+
+    def _next(self) -> dict[str, Any]:
         if self._training is None:
             self._training = _Training(self._config, self._archive, self.setting.make_learner)
         while True:
@@ -164,10 +172,6 @@ class _Training:
             else:
                 with tempfile.TemporaryDirectory(prefix="metashard-trial-") as notes:
                     in_groups(job, config, run=self._archive.run, storage=Path(notes))
-        except InputError as error:
-            # What no worker wrote down, but the driver is to tell.
-            self._archive.note(Failure(0, 0, str(error)))
-            self._failed.append(error)
         except BaseException as error:
             self._failed.append(error)
 

@@ -33,6 +33,8 @@ from pipeline.trial import ENDED, STEP, VALUE, Setting, Trial
 
 NOTES = "tune"
 """The folder of what Ray Tune writes; nothing of it is ever read by us."""
+WATCHING = {"memory": float(1 << 20)}
+"""What an actor takes that only watches a group: something, or Tune would not place it, and no CPU, which its group needs."""
 LOST = "its process ended without a word, as when memory is short or its node was lost"
 
 
@@ -60,7 +62,7 @@ class Hands:
 def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: Path, make_learner: MakeLearner) -> None:
     """Have Tune run trials until there is no further one; in a Ray session. `example` is one of their configs."""
     workers = example.workers
-    each = workers.needs if workers.is_alone else {"CPU": 0.0}
+    each = workers.needs if workers.is_alone else WATCHING
     if workers.is_alone and workers.gpus is None and ray.cluster_resources().get("GPU", 0) >= 1:
         each = {**each, "GPU": 1.0}
     population = sweep.trials if isinstance(sweep.scheduler, PbtConfig) else None
@@ -173,20 +175,25 @@ class _Events(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.failed_once(number, self._said(number))
+        self._hands.ledger.failed_once(number, self._said(trial))
         self._hands.heard(number)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.ended(number, FAILED, said=self._said(number))
+        self._hands.ledger.ended(number, FAILED, said=self._said(trial))
         let_go(self._actor, self._hands.folder(number))
         self._hands.heard(number)
 
-    def _said(self, number: int) -> str:
-        """Why the trial failed now, as it wrote down itself."""
+    def _said(self, trial) -> str:
+        """Why the trial failed now: as it wrote down itself, or else what Ray heard."""
+        number = trial.config["number"]
         told = failures.since_start(self._hands.folder(number))
         before, self._noted[number] = self._noted.get(number, 0), len(told)
-        return told[-1].said if len(told) > before else LOST
+        if len(told) > before:
+            return told[-1].said
+        heard = str(trial.get_error() or "")
+        lines = [line.strip() for line in heard.splitlines() if line.strip()]
+        return lines[-1] if lines and "ActorDied" not in heard and "RayActorError" not in heard else LOST
 
 
 class _Over(tune.Stopper):

@@ -99,7 +99,7 @@ def _read(client: Any, experiment: str, sweep: SweepConfig) -> list[Past]:
 
 
 def warm_points(space: Space, pasts: Sequence[Past], own: Mapping[str, float], count: int) -> list[tuple[Point, str]]:
-    """So many points to try first, each with the sweep it is from: the best of the one on the most similar data, then of the next.
+    """So many points to try first, each with the sweep it is from: the best of that on the most similar data, then of the next.
 
     Points that are not of this space are passed over.
     """

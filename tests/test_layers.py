@@ -71,6 +71,7 @@ LAYERS = {
         "run_folder",
         "warm",
         "sweep",
+        "sweeping",
         "sweep_plan",
         "tuning",
         "trial",

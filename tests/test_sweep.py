@@ -9,6 +9,7 @@ import yaml
 from small import small_config
 from typer.testing import CliRunner
 
+from pipeline import build
 from pipeline import sweep as verb
 from pipeline.cli import app
 from pipeline.config import dump
@@ -83,14 +84,14 @@ def test_a_file_without_a_sweep_is_named(glyphs_root, tmp_path):
 def test_what_the_data_refuse_is_found_before_the_first_trial(glyphs_root, tmp_path):
     plan = planned(glyphs_root, tmp_path, data={"ways": {"int": [2, 20]}})
     with pytest.raises(InputError, match="8 classes"):
-        check(plan, verb.build.learner)
+        check(plan, build.learner)
 
 
 def test_a_population_must_have_weights_of_one_shape(glyphs_root, tmp_path):
     pbt = {"scheduler": {"kind": "pbt", "every": 2}}
     with pytest.raises(InputError, match="pbt: .*shapes differ"):
-        check(planned(glyphs_root, tmp_path, pbt, model={"width": {"choice": [4, 6]}}), verb.build.learner)
-    check(planned(glyphs_root, tmp_path, pbt, learner={"steps": {"int": [1, 2]}}), verb.build.learner)
+        check(planned(glyphs_root, tmp_path, pbt, model={"width": {"choice": [4, 6]}}), build.learner)
+    check(planned(glyphs_root, tmp_path, pbt, learner={"steps": {"int": [1, 2]}}), build.learner)
 
 
 def test_a_trial_has_the_threads_it_pays_for_and_keeps_what_it_is_judged_by(glyphs_root, tmp_path):

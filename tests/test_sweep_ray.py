@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from test_sweep import planned, tree_of
 
-from pipeline import build, config, spool, sweep, train
+from pipeline import config, spool, sweep, sweeping, train
+from pipeline.conclude import RESULT_FILE
 from pipeline.errors import RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
@@ -45,7 +45,7 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     alone = train.fit(plan.config(best["point"]).model_copy(update={"runs": tmp_path / "alone"}))
     ours = spool.history(found.folder / best["run"]).series["validation/score"]
     assert ours == spool.history(alone.folder).series["validation/score"]
-    ready = config.load(found.folder / sweep.BEST_FILE)
+    ready = config.load(found.folder / sweeping.BEST_FILE)
     assert ready.learner == plan.config(best["point"]).learner and ready.name == "small-best"
     # MLflow's tree.
     runs = runs_in(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -58,40 +58,25 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     artifacts = {
         file.path for file in client_of(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(parent.info.run_id)
     }
-    assert {sweep.FILE, sweep.BEST_FILE, sweep.RESULT_FILE} <= artifacts
-
-
-class Refusing:
-    """A learner that cannot be made above a rate, and falls over in training above a smaller one."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __call__(self, settings, index):
-        learner = build.learner(settings, index)
-        rate = settings.learner.rule.lr
-        if rate > 0.3:
-            count = len(list(self.folder.glob(f"{rate}-*")))
-            (self.folder / f"{rate}-{count}").touch()
-            if count > 1:  # not when the corners were checked
-                raise OSError(f"no luck with {rate}")
-        return learner
+    assert {sweeping.FILE, sweeping.BEST_FILE, RESULT_FILE} <= artifacts
 
 
 def test_a_trial_that_fails_is_tried_again_and_then_reported_and_the_sweep_goes_on(cluster, glyphs_root, tmp_path):
-    notes = tmp_path / "notes"
-    notes.mkdir()
-    start = [{"learner.rule.lr": 0.5}, {"learner.rule.lr": 0.1}]
-    plan = planned(glyphs_root, tmp_path, {"trials": 2, "start": start, "retries": 1, "concurrent": 1})
-    (notes / "0.5-a").touch()
-    (notes / "0.5-b").touch()
-    found, said = swept(plan, make_learner=Refusing(notes))
+    rates = {"learner.rule.lr": 1e30}, {"learner.rule.lr": 0.1}
+    plan = planned(
+        glyphs_root,
+        tmp_path,
+        {"trials": 2, "start": rates, "retries": 1, "concurrent": 1},
+        learner={"rule": {"kind": "sgd", "lr": {"loguniform": [0.01, 1e30]}}},
+        meta={"skip_limit": 2},
+    )
+    found, said = swept(plan)
     first, second = found.result["trials"]
     assert (first["state"], first["attempts"], second["state"]) == (FAILED, 2, FINISHED)
-    assert "no luck with 0.5" in first["said"] and found.result["best"] == 1
+    assert "not finite in 2 meta-steps in a row" in first["said"] and found.result["best"] == 1
     assert sum("tried again" in line for line in said) == 1
     history = spool.history(found.folder / first["run"])
-    assert history.status == "FAILED" and "no luck" in history.tags["sweep.error"]
+    assert history.status == "FAILED" and "not finite" in history.tags["sweep.error"]
 
 
 def test_where_all_trials_fail_the_first_error_is_told_once(cluster, glyphs_root, tmp_path):
@@ -117,6 +102,7 @@ def test_what_has_ended_is_kept_and_what_was_begun_goes_on(cluster, glyphs_root,
         for path in sorted((broken.folder / "trials" / f"{number:04d}").rglob("*"), reverse=True):
             path.unlink() if path.is_file() else path.rmdir()
         (broken.folder / "trials" / f"{number:04d}").rmdir()
+    (tmp_path / "broken" / "mlflow.db").unlink()
     again, said = swept(planned(glyphs_root, tmp_path / "broken", start), resume=broken.folder)
     assert sum("finished" in line for line in said) == 3
     known = ("number", "state", "point", "score", "steps")
