@@ -10,6 +10,9 @@ import numpy as np
 
 LEAST = 4
 """Trials with a score, below which nothing is said."""
+DOUBTFUL = 0.5
+"""Explained less than this, chance may look like a cause, as it did in 17 of 90 sweeps of 8 to 20 trials whose scores were noise;
+2 of them came above (docs/decisions.md)."""
 FOLDS, TREES, SEED = 5, 100, 0
 ABSENT = object()
 """The value of a dimension that a trial has not; None may be an option."""

@@ -15,11 +15,26 @@ from pages import Read
 from searched import make_sweep, trials
 from small import small_config
 
-from pipeline import build, cli, compare, conclude, failures, machine, page, seeds, spool, swept, table, tracking
+from pipeline import (
+    build,
+    cli,
+    compare,
+    conclude,
+    failures,
+    machine,
+    page,
+    seeds,
+    spool,
+    sweep_charts,
+    swept,
+    table,
+    tracking,
+)
 from pipeline.config import differences, dump, load
 from pipeline.data.index import Index
 from pipeline.data.shapes import Shape
 from pipeline.errors import InputError
+from pipeline.importance import DOUBTFUL
 from pipeline.learners.learner import Mode
 from pipeline.run_folder import new_run
 from pipeline.shipment import SENT_FILE, Target, write_json
@@ -226,6 +241,8 @@ def test_a_sweep(tmp_path, many, failing, is_told, status):
     script = read.code[-2 if scored else -1]
     assert (folder / "sweep.yaml").read_text().rstrip() in script and script.endswith("\nmetashard sweep sweep.yaml")
     assert ((folder / "best.yaml").exists() and (folder / "best.yaml").read_text() in read.code) is bool(scored)
+    found = sweep_charts.importance_of(swept.read(folder))
+    assert ("may be chance" in read.text) is (not found.reason and found.explained < DOUBTFUL)
     kinds = [alt for alt in read.pictures if "trial" in alt.lower()]
     assert len(kinds) == {12: 4, 1: 2, 3: 2, 0: 0}[many]
     said = "\n".join(read.warnings)

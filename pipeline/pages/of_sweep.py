@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import spool, sweep_charts, swept, tables
-from pipeline.importance import Importance
+from pipeline.importance import DOUBTFUL, Importance
 from pipeline.pages import of_run, told
 from pipeline.pages.parts import Code, Facts, Note, Page, Part, Section, Table, picture
 from pipeline.swept import Sweep
@@ -126,7 +126,8 @@ def _space(sweep: Sweep, found: Importance) -> list[Part]:
     if found.reason:
         return [*parts, Note(f"Importance is not known: {found.reason}.")]
     trusted = f"{100 * found.explained:.0f} % of the variance of scores that were not shown to it"
-    return [*parts, Note(f"From {found.trials} trials a random forest foretells {trusted}.")]
+    doubt = " That is little: these shares may be chance." if found.explained < DOUBTFUL else ""
+    return [*parts, Note(f"From {found.trials} trials a random forest foretells {trusted}.{doubt}")]
 
 
 def _budget(sweep: Sweep) -> list[Part]:
