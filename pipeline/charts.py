@@ -87,7 +87,7 @@ def losses(path: Path, run: Path, metric: str) -> list[Path]:
     series = spool.history(run).series
     found, scores = series["train/loss"], series.get("validation/score", {})
     intervals = series.get("validation/interval", {})
-    validation = list(scores), list(scores.values()), list(intervals.values())
+    validation = list(scores), list(scores.values()), [intervals.get(step, np.nan) for step in scores]
     rows = [
         (step, found.get(step, ""), scores.get(step, ""), intervals.get(step, ""))
         for step in sorted(found.keys() | scores.keys())

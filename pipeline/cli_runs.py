@@ -205,38 +205,6 @@ def compare(
     _warn_unless(sent.complete)
 
 
-@app.command(name="runs", epilog="Example: metashard runs")
-def list_runs(runs: Runs = Path("runs")) -> None:
-    """List the runs."""
-    from pipeline import report
-
-    report.print_runs(report.runs(runs))
-
-
-@app.command(epilog="Example: metashard ui --port 5000")
-def ui(
-    runs: Runs = Path("runs"),
-    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: sqlite under the runs folder")] = "",
-    port: Annotated[int, typer.Option(help="0: a free one")] = 0,
-) -> None:
-    """Open MLflow's pages on this machine until Ctrl-C."""
-    from pipeline import report
-
-    report.ui(runs, uri, port)
-
-
-@app.command(epilog="Example: metashard fetch s3://bucket/runs/glyphs-20260101-120000-ab12")
-def fetch(
-    run: Annotated[str, typer.Argument(help="URL of a run in the store that its config names as mirror")],
-    runs: Runs = Path("runs"),
-) -> None:
-    """Bring a run out of a store, to evaluate it here or to go on with it."""
-    from pipeline import mirror
-    from pipeline.data.root import Url
-
-    print(mirror.fetch(Url(run), runs))
-
-
 @app.command(epilog="Example: metashard register glyphs-20260101-120000-ab12 glyphs --alias champion")
 def register(
     run: Annotated[Path, typer.Argument(help="run id or run folder; its best checkpoint is taken", show_default=False)],
@@ -255,19 +223,6 @@ def register(
     for reason in done.sent.refused:
         print(f"MLflow refuses {reason}", file=sys.stderr)
     _warn_unless(done.sent.complete)
-
-
-@app.command(epilog="Example: metashard sync")
-def sync(
-    run: Annotated[Path | None, typer.Argument(help="a run; none: all of them")] = None,
-    uri: Annotated[str, typer.Option(help="MLflow tracking URI; empty: the one each run was started with")] = "",
-    runs: Runs = Path("runs"),
-) -> None:
-    """Send MLflow, and the run's copy in a store, what they have not got yet, as after an outage."""
-    from pipeline import report
-
-    for line in report.sync(runs, run, uri):
-        print(line)
 
 
 def _scores_told(subject: Subject, split: str, *, episodes: int, workers: int, is_json: bool) -> None:

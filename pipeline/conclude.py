@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, evaluate, lineage, register, restore, spool, tracking
+from pipeline import checkpoint, evaluate, lineage, machine, register, restore, spool, tracking
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.config import dump, fingerprint, flatten, parse
@@ -33,8 +33,8 @@ FLOOR_EPISODES = 100
 
 
 def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str, str]) -> None:
-    """Settings, data sets and their hashes, git revision and versions, what it begins from, the jobs that it runs in, and that it
-    is running."""
+    """Settings, data sets and their hashes, git revision, versions and machine, what it begins from, the jobs that it runs in,
+    and that it is running."""
     jobs = lineage.jobs(spool.history(run).tags)
     told = Spool(run)
     told.params({key: str(value) for key, value in flatten(dump(config)).items()})
@@ -46,6 +46,7 @@ def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str,
             **jobs,
             "mlflow.source.git.commit": _revision(),
             "python": platform.python_version(),
+            "machine": machine.described(),
             **{f"version.{name}": importlib.metadata.version(name) for name in VERSIONS},
         }
     )

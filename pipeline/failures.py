@@ -34,7 +34,17 @@ def note(run: Path, failure: Failure) -> None:
 
 def since_start(run: Path) -> list[Failure]:
     """The failures under this driver, oldest first."""
-    found: list[Failure] = []
+    return _by_start(run)[-1]
+
+
+def every(run: Path) -> list[Failure]:
+    """The failures under all its drivers, oldest first."""
+    return [failure for found in _by_start(run) for failure in found]
+
+
+def _by_start(run: Path) -> list[list[Failure]]:
+    """The failures under each driver, and before the first."""
+    found: list[list[Failure]] = [[]]
     try:
         lines = (run / FILE).read_text().splitlines()
     except FileNotFoundError:
@@ -45,9 +55,9 @@ def since_start(run: Path) -> list[Failure]:
         except ValueError:
             continue  # between two records, or half a one
         if "start" in record:
-            found.clear()
+            found.append([])
         else:
-            found.append(Failure(record["step"], record["rank"], record["said"]))
+            found[-1].append(Failure(record["step"], record["rank"], record["said"]))
     return found
 
 

@@ -62,10 +62,70 @@ class Trial:
         return (max if mode == "max" else min)(known) if known else None
 
 
+class _Known:
+    """What the events of a ledger say together."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.trials: dict[int, Trial] = {}
+        self.spent_s = 0.0
+        self.last_s = self.driver_s = 0.0
+
+    def take(self, event: dict[str, Any]) -> None:
+        """Learn from the next event."""
+        kind, time_s = event["event"], event["t"]
+        if kind == "driver":
+            if event["format"] != FORMAT:
+                raise InputError(
+                    f"{self.path} has format {event['format']}, this version reads {FORMAT}; use the one that wrote it"
+                )
+            for trial in self.trials.values():
+                _pause(trial, self.last_s)
+            self.spent_s += self.last_s - self.driver_s
+            self.driver_s = self.last_s = time_s
+            return
+        self.last_s = time_s
+        number = event["trial"]
+        if kind == "proposed":
+            self.trials[number] = Trial(number, event["point"], event["origin"])
+            return
+        trial = self.trials[number]
+        match kind:
+            case "begun":
+                trial.state, trial.begun_s = RUNNING, time_s
+                trial.attempts += 1
+            case "value":
+                trial.values[event["step"]] = float(event["value"])
+            case "exchanged":
+                trial.point, trial.values = event["point"], {}
+                trial.exchanges.append({key: event[key] for key in ("source", "step", "point")})
+            case "failed_once":
+                trial.said = event["said"]
+                _pause(trial, time_s)
+            case "ended":
+                _pause(trial, time_s)
+                trial.state, trial.said = event["state"], event["said"]
+                trial.trained_s, trial.objectives = event["trained_s"], event["objectives"]
+
+
+def trials_of(sweep: Path) -> dict[int, Trial]:
+    """What the ledger of a sweep says of its trials, whoever writes it; empty where there is none. Those that run have the
+    `seconds` until its last event.
+
+    Raises:
+        InputError: it is of another format, or damaged.
+    """
+    known = _Known(sweep / FILE)
+    for _, event in _events(known.path):
+        known.take(event)
+    for trial in known.trials.values():
+        if trial.state == RUNNING:
+            trial.seconds += known.last_s - trial.begun_s
+    return known.trials
+
+
 class Ledger:
     """Appends to a sweep's ledger and keeps in `trials` what it says; one process writes.
-
-    `spent_s` are the seconds that earlier drivers worked on the sweep.
 
     Raises:
         InputError: the file is of another format, or cannot be written.
@@ -73,13 +133,11 @@ class Ledger:
 
     def __init__(self, sweep: Path):
         self.path = sweep / FILE
-        self.trials: dict[int, Trial] = {}
-        self.spent_s = 0.0
-        self._last_s = self._driver_s = 0.0
+        self._known = _Known(self.path)
         whole = 0
         for end, event in _events(self.path):
             whole = end
-            self._take(event)
+            self._known.take(event)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             # What follows is the beginning of a line whose writer was killed.
@@ -95,9 +153,19 @@ class Ledger:
         os.close(self._file)
 
     @property
+    def trials(self) -> dict[int, Trial]:
+        """The trials by number."""
+        return self._known.trials
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds that earlier drivers worked on the sweep."""
+        return self._known.spent_s
+
+    @property
     def driven_s(self) -> float:
         """Seconds that drivers worked on the sweep, this one included."""
-        return self.spent_s + time.time() - self._driver_s
+        return self.spent_s + time.time() - self._known.driver_s
 
     def proposed(self, number: int, point: dict[str, Any], origin: str) -> None:
         self._write("proposed", number, point=point, origin=origin)
@@ -133,42 +201,7 @@ class Ledger:
         line = json.dumps(event, allow_nan=False, separators=(",", ":")) + "\n"
         os.write(self._file, line.encode())
         os.fsync(self._file)
-        self._take(event)
-
-    def _take(self, event: dict[str, Any]) -> None:
-        kind, time_s = event["event"], event["t"]
-        if kind == "driver":
-            if event["format"] != FORMAT:
-                raise InputError(
-                    f"{self.path} has format {event['format']}, this version reads {FORMAT}; use the one that wrote it"
-                )
-            for trial in self.trials.values():
-                _pause(trial, self._last_s)
-            self.spent_s += self._last_s - self._driver_s
-            self._driver_s = self._last_s = time_s
-            return
-        self._last_s = time_s
-        number = event["trial"]
-        if kind == "proposed":
-            self.trials[number] = Trial(number, event["point"], event["origin"])
-            return
-        trial = self.trials[number]
-        match kind:
-            case "begun":
-                trial.state, trial.begun_s = RUNNING, time_s
-                trial.attempts += 1
-            case "value":
-                trial.values[event["step"]] = float(event["value"])
-            case "exchanged":
-                trial.point, trial.values = event["point"], {}
-                trial.exchanges.append({key: event[key] for key in ("source", "step", "point")})
-            case "failed_once":
-                trial.said = event["said"]
-                _pause(trial, time_s)
-            case "ended":
-                _pause(trial, time_s)
-                trial.state, trial.said = event["state"], event["said"]
-                trial.trained_s, trial.objectives = event["trained_s"], event["objectives"]
+        self._known.take(event)
 
 
 def _pause(trial: Trial, time_s: float) -> None:

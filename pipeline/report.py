@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import signal
@@ -18,22 +17,17 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from pipeline import mirror, spool, tracking
-from pipeline.data.shapes import in_words
+from pipeline import mirror, spool, swept, tables, tracking
 from pipeline.errors import InputError
-from pipeline.judging import ranged, shown
-from pipeline.learners.learner import Mode
 from pipeline.shipment import plain_uri, read_json
+from pipeline.status import status_of
+from pipeline.swept import Sweep
+from pipeline.tables import Grid
 
-# A run of whose writers nothing can be seen, as on another machine, counts as interrupted after this silence.
-SILENCE_S = 120
 USUAL_PORT = 5000
 START_S = 60
 TRAINING = "training"
+NOT_TESTED = {"test": float("nan"), "interval": float("nan")}
 
 
 class RunRow(NamedTuple):
@@ -69,22 +63,72 @@ def run_folders(root: Path) -> list[Path]:
     return sorted(file.parent for file in root.glob(f"*/{spool.FILE}"))
 
 
+def find(target: Path, root: Path) -> Path:
+    """The folder of the run or sweep that a person names, by its id under `root` or by its folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    for folder in (target, root / target):
+        if (folder / spool.FILE).exists():
+            return folder
+    raise InputError(f"{target} is no run under {root}, and no run's folder; `metashard runs` lists the runs")
+
+
 def _row(run: Path) -> RunRow:
-    past, result = spool.history(run), read_json(run / "result.json")
-    scores = [value for value in past.series.get("validation/score", {}).values() if value == value]
-    test = result["test"][result["mode"]].get(result["test"].get("metric"), {}) if result else {}
+    past = spool.history(run)
+    if swept.is_sweep(past):
+        try:
+            return _sweep_row(swept.read(run))
+        except InputError:
+            pass  # a damaged one is listed too; `metashard report` says what is wrong with it
+    scores = [value for value in past.series.get(swept.SHARE, {}).values() if value == value]
     return RunRow(
         id=run.name,
         name=past.params.get("name", run.name),
         what=_what(past),
-        status="INTERRUPTED" if past.status == "RUNNING" and not _is_alive(run) else past.status,
+        status=status_of(run, past),
         started=datetime.fromtimestamp(past.started_ms / 1000),
         steps=max(past.series.get("train/loss", {}), default=0),
         planned=past.params.get("meta.steps", "?"),
         validation=max(scores, default=float("nan")),
-        test=test.get("mean", float("nan")),
-        interval=test.get("interval", float("nan")),
+        **_tested(run),
     )
+
+
+def _sweep_row(sweep: Sweep) -> RunRow:
+    """A sweep by its best trial; its meta-steps are those of all trials."""
+    best = sweep.best
+    return RunRow(
+        id=sweep.folder.name,
+        name=sweep.past.params.get("name", sweep.folder.name),
+        what=in_words(sweep),
+        status=sweep.status,
+        started=datetime.fromtimestamp(sweep.past.started_ms / 1000),
+        steps=sum(trial.steps for trial in sweep.trials),
+        planned=sweep.past.params.get("meta_steps", "?"),
+        validation=best.score if best and best.score is not None and sweep.metric == swept.SHARE else float("nan"),
+        **(_tested(best.run) if best else NOT_TESTED),
+    )
+
+
+def _tested(run: Path) -> dict[str, float]:
+    """The headline of a run's test episodes and its interval, nan where there is none yet."""
+    result = read_json(run / "result.json")
+    found = result["test"][result["mode"]].get(result["test"].get("metric"), {}) if "test" in result else {}
+    return {
+        name: found.get(key, nan) for (name, nan), key in zip(NOT_TESTED.items(), ("mean", "interval"), strict=True)
+    }
+
+
+def in_words(sweep: Sweep) -> str:
+    """How many trials a sweep has and, where the listing has no column for it, the best score."""
+    planned, many = sweep.past.params.get("trials", ""), len(sweep.trials)
+    is_short = sweep.status != "FINISHED" and planned.isdecimal() and many < int(planned)
+    said = f"sweep, {many} of {planned} trials" if is_short else f"sweep of {many} trial{'' if many == 1 else 's'}"
+    if sweep.best and sweep.metric != swept.SHARE:
+        said += f", best {sweep.metric} {sweep.shown(sweep.best.score)}"
+    return said
 
 
 def _what(past: spool.History) -> str:
@@ -92,6 +136,8 @@ def _what(past: spool.History) -> str:
     match kind:
         case None:
             return TRAINING
+        case swept.KIND:
+            return "sweep, damaged"
         case "compare":
             return f"comparison of {members} runs"
         case "table":
@@ -100,83 +146,48 @@ def _what(past: spool.History) -> str:
             return f"summary of {members} {kind}"
 
 
-def _is_alive(run: Path) -> bool:
-    if spool.is_open(run) or time.time() - (run / spool.FILE).stat().st_mtime < SILENCE_S:
-        return True
-    try:
-        # Held by whoever drives the run, also while nothing is tracked, as during an evaluation.
-        with (run / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def print_runs(rows: Sequence[RunRow]) -> None:
     """A table of runs; in a pipe it is as wide as it needs to be."""
     if not rows:
         print("no runs yet; start one with: metashard train CONFIG")
         return
     columns = ("run", "what", "status", "started", "meta-steps", "best validation", "test ± 95 %")
-    table = Table(*columns, box=box.SIMPLE_HEAD)
-    for row in rows:
-        test = "–" if row.test != row.test else f"{100 * row.test:.2f} ± {100 * row.interval:.2f} %"
-        best = "–" if row.validation != row.validation else f"{100 * row.validation:.2f} %"
-        started = f"{row.started:%Y-%m-%d %H:%M}"
-        steps = f"{row.steps}/{row.planned}" if row.what == TRAINING else "–"
-        table.add_row(row.id, row.what, row.status.lower(), started, steps, best, test)
-    _print(table)
+    tables.show(Grid(columns, [_cells(row) for row in rows]))
+
+
+def _cells(row: RunRow) -> list[str]:
+    test = "–" if row.test != row.test else f"{100 * row.test:.2f} ± {100 * row.interval:.2f} %"
+    best = "–" if row.validation != row.validation else f"{100 * row.validation:.2f} %"
+    started = f"{row.started:%Y-%m-%d %H:%M}"
+    steps = f"{row.steps}/{row.planned}" if row.what == TRAINING else str(row.steps or "–")
+    return [row.id, row.what, row.status.lower(), started, steps, best, test]
+
+
+def print_trials(sweep: Sweep) -> None:
+    """A table of a sweep's trials, the best first."""
+    print(f"{sweep.folder}: {in_words(sweep)}, {sweep.status.lower()}")
+    if sweep.trials:
+        tables.show(tables.trials(sweep))
+    else:
+        print("no trial has begun yet")
 
 
 def print_scores(results: Mapping[str, Mapping[str, Any]]) -> None:
     """A table of evaluations: by name what `Evaluation.as_json` gives."""
-    table = Table("checkpoint", "episodes", "mode", "metric", "mean ± 95 %", box=box.SIMPLE_HEAD)
-    for name, result in results.items():
-        shape = f"{result['split']} {in_words(result, of_each='queries')}"
-        for mode, metrics in result.items():
-            if not isinstance(metrics, Mapping):
-                continue
-            for metric, found in metrics.items():
-                table.add_row(name, f"{found['episodes']} of {shape}", mode, metric, ranged(metric, found))
-    _print(table)
+    tables.show(tables.scores(results))
 
 
 def print_comparison(result: Mapping[str, Any]) -> None:
     """A table of what `Comparison.as_json` gives; accuracies and their like in %, differences in points of them."""
-    shape = f"{result['split']} {in_words(result, of_each='queries')}"
-    print(f"{result['episodes']} of {shape}; differences from the first run on the same episodes")
-    value, difference = f"{result['metric']} ± 95 %", "difference ± 95 %"
-    table = Table("run", "checkpoint", "mode", value, difference, "excludes zero", box=box.SIMPLE_HEAD)
-    for mode, rows in result.items():
-        if not isinstance(rows, list):
-            continue
-        for number, row in enumerate(rows):
-            own = f"{100 * row['mean']:.2f} ± {100 * row['interval']:.2f} %"
-            against = f"{100 * row['difference']:+.2f} ± {100 * row['difference_interval']:.2f}"
-            verdict = "yes" if row["excludes_zero"] else "no"
-            compared = (against, verdict) if number else ("–", "–")
-            table.add_row(row["run"], row["checkpoint"], mode, own, *compared)
-    _print(table)
+    print(f"{tables.comparison_title(result)}; differences from the first run on the same episodes")
+    tables.show(tables.comparison(result))
 
 
 def print_seeds(result: Mapping[str, Any]) -> None:
     """A table of what `seeds.Summary.as_json` gives: over seeds, within a run, and run by run."""
-    shape = f"{result['split']} {in_words(result, of_each='queries')}"
-    runs = result["runs"]
-    print(
-        f"{len(runs)} seeds, {result['episodes']} of {shape}; ± sd: how far a seed's value lies from the mean of all seeds"
-    )
-    columns = ("mean ± sd over seeds", "± 95 % within a run", *(f"seed {run['seed']}" for run in runs))
-    table = Table("mode", "metric", *columns, box=box.SIMPLE_HEAD)
-    for mode in Mode:
-        for metric, found in result[mode.value].items():
-            within = "–" if found["within"] is None else shown(metric, found["within"])
-            spread = f"{shown(metric, found['mean'], unit=False)} ± {shown(metric, found['deviation'])}"
-            table.add_row(mode.value, metric, spread, within, *(shown(metric, value) for value in found["values"]))
-    _print(table)
-    for run in runs:
+    print(f"{tables.seeds_title(result)}; ± sd: how far a seed's value lies from the mean of all seeds")
+    tables.show(tables.seeds(result))
+    for run in result["runs"]:
         print(f"seed {run['seed']}: {run['run']} {run['checkpoint']}")
 
 
@@ -184,21 +195,10 @@ def print_pairs(result: Mapping[str, Any]) -> None:
     """A table of what `pair_protocol.Evaluated.as_json` gives."""
     mirrored = ", features of an image and its mirror image" if result["mirror"] else ""
     print(f"{result['pairs']} pairs by {result['score']}{mirrored}; thresholds from {result['threshold_from']}")
-    table = Table("checkpoint", "metric", "mean ± 95 % over persons", box=box.SIMPLE_HEAD)
-    for metric, found in result.items():
-        if isinstance(found, Mapping):
-            table.add_row(result["checkpoint"], metric, ranged(metric, found))
-    _print(table)
+    tables.show(tables.pairs(result))
     for fold in result["folds"]:
         share = f"{100 * fold['accuracy']:.2f} % of {fold['pairs']} pairs"
         print(f"fold {fold['fold']}: {share} right at {fold['threshold']:.4g}")
-
-
-def _print(table: Table) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240
-    console.print(table)
 
 
 def sync(root: Path, run: Path | None, uri: str) -> Iterator[str]:

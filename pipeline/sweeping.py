@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipeline import checkpoint, failures, servable, spool, tracking
+from pipeline import checkpoint, failures, servable, spool, swept, tracking
 from pipeline.build import MakeLearner
 from pipeline.conclude import RESULT_FILE, conclude, tell_end, tell_start
 from pipeline.config import dump
@@ -217,14 +217,22 @@ class Sweeping:
         ready = self.plan.config(best.point).model_copy(update={"name": f"{self.folder.name}-best"})
         (self.folder / BEST_FILE).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
         test = read_json(run / RESULT_FILE)
-        result = {**self._told_trials(), "best": best.number, "test": test["test"], "test_mode": test["mode"]}
+        from pipeline import sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
+
+        found = swept.read(self.folder)
+        shares = sweep_charts.importance_of(found).shares
+        own = {"best": best.number, "importance": shares, "test": test["test"], "test_mode": test["mode"]}
+        result = {**self._told_trials(), **own}
         write(result, self.folder / RESULT_FILE)
+        drawn = sweep_charts.draw(found, self.folder / sweep_charts.FOLDER)
         told = spool.Spool(self.folder)
-        found = test["test"][test["mode"]][test["test"]["metric"]]
-        told.metrics(self._told, {"best/test": found["mean"], "best/test_interval": found["interval"]})
+        measured = test["test"][test["mode"]][test["test"]["metric"]]
+        told.metrics(self._told, {"best/test": measured["mean"], "best/test_interval": measured["interval"]})
         told.tags({"best.trial": str(best.number), "best.run": f"{TRIALS}/{run.name}"})
         for name in (BEST_FILE, RESULT_FILE):
             told.artifact(self.folder / name)
+        for path in drawn:
+            told.artifact(path, sweep_charts.FOLDER)
         told.close()
         return result
 

@@ -100,8 +100,16 @@ LAYERS = {
         "mirror",
         "selection",
         "choose_samples",
+        "status",
+        "tables",
+        "swept",
+        "sweep_charts",
+        "importance",
+        "page",
+        "pages",
+        "machine",
     },
-    6: {"cli", "cli_choose", "cli_data", "cli_runs"},
+    6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "shipped_data", "shipped_model", "pictures", "checkpoint"}

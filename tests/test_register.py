@@ -108,7 +108,7 @@ def test_a_run_ends_with_a_ready_model_that_is_registered_under_its_alias(known)
 def test_nothing_of_it_is_pickled_and_all_it_needs_is_there(known):
     files = [path for path in known.files.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files if path.name != "MLmodel"}
-    assert kinds == {".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert kinds == {".py", ".jinja", ".json", ".yaml", ".txt", ".safetensors"}
     pickles = [path for path in files if path.read_bytes()[:1] == b"\x80"]
     assert not pickles
     from mlflow.models import Model

@@ -9,12 +9,13 @@ import torch
 import yaml
 from test_sweep import planned, tree_of
 
-from pipeline import config, spool, sweep, sweeping, train
+from pipeline import config, page, spool, sweep, sweeping, train
 from pipeline.conclude import RESULT_FILE
 from pipeline.errors import RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
 from pipeline.sweep_plan import plan_of
+from pipeline.swept import read as read_folder
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +59,15 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     artifacts = {
         file.path for file in client_of(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(parent.info.run_id)
     }
-    assert {sweeping.FILE, sweeping.BEST_FILE, RESULT_FILE} <= artifacts
+    assert {sweeping.FILE, sweeping.BEST_FILE, RESULT_FILE, "pictures"} <= artifacts
+    # What is told of it is what it was.
+    known = read_folder(found.folder)
+    assert [dict(trial.point) for trial in known.trials] == [row["point"] for row in rows]
+    assert known.best is not None and known.best.number == best["number"]
+    assert {file.stem for file in (found.folder / "pictures").glob("*.csv")} == {"history", "parallel", "importance"}
+    assert found.result["importance"].keys() == {"learner.kind", "learner.rule.lr"}
+    text = page.tell(found.folder, tmp_path).read_text()
+    assert "metashard sweep sweep.yaml" in text and text.count("<img") > 5
 
 
 def test_a_trial_that_fails_is_tried_again_and_then_reported_and_the_sweep_goes_on(cluster, glyphs_root, tmp_path):
