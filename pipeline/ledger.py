@@ -116,7 +116,7 @@ def trials_of(sweep: Path) -> dict[int, Trial]:
         InputError: it is of another format, or damaged.
     """
     known = _Known(sweep / FILE)
-    for _, event in _events(known.path):
+    for _, event in events(known.path):
         known.take(event)
     for trial in known.trials.values():
         if trial.state == RUNNING:
@@ -135,7 +135,7 @@ class Ledger:
         self.path = sweep / FILE
         self._known = _Known(self.path)
         whole = 0
-        for end, event in _events(self.path):
+        for end, event in events(self.path):
             whole = end
             self._known.take(event)
         try:
@@ -211,7 +211,7 @@ def _pause(trial: Trial, time_s: float) -> None:
         trial.state = WAITING
 
 
-def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (offset behind it, event) of every whole line.
 
     Raises:
