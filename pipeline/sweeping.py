@@ -28,7 +28,6 @@ from pipeline.sweep_plan import TRIALS, Plan
 from pipeline.train import maker
 from pipeline.warm import LIKENESS, POINT, SCORE, likeness, past_sweeps, warm_points
 
-KIND = "sweep"
 FILE, BEST_FILE, WARM_FILE = "sweep.yaml", "best.yaml", "warm.json"
 INTERRUPTED = "interrupted"
 """The state of a trial that was begun and did not end, of a sweep that can go on."""
@@ -74,7 +73,7 @@ class Sweeping:
                 **{f"space.{name}": said for name, said in self.plan.space.told().items()},
             }
         )
-        told.tags({spool.KIND: KIND, **({LIKENESS: json.dumps(like)} if like else {})})
+        told.tags({spool.KIND: swept.KIND, **({LIKENESS: json.dumps(like)} if like else {})})
         told.artifact(self.folder / FILE)
         told.status("RUNNING")
         told.close()

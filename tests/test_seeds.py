@@ -168,7 +168,7 @@ def test_a_summary_is_kept_beside_its_first_run(runs, tmp_path, nothing_is_sent,
     folder, _ = seeds.keep(found, tmp_path)
     assert folder.parent == runs and nothing_is_sent[-1] == folder.name
     target = json.loads((folder / tracking.TARGET_FILE).read_text())
-    assert target == {"uri": "sqlite:///elsewhere.db", "experiment": "omniglot", "name": "seeds"}
+    assert target == {"uri": "sqlite:///elsewhere.db", "experiment": "omniglot", "name": "seeds", "parent": ""}
     result = json.loads((folder / "seeds.json").read_text())
     assert result == json.loads(json.dumps(found.as_json())) and result["episodes"] == 3
     own = found.spreads()["inductive"]["accuracy"]
