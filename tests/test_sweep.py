@@ -14,7 +14,9 @@ from pipeline import sweep as verb
 from pipeline.cli import app
 from pipeline.config import dump
 from pipeline.errors import InputError
-from pipeline.sweep_plan import Plan, check, plan_of
+from pipeline.sweep_plan import Plan, check, load, plan_of
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "sweep"
 
 
 def tree_of(root: Path, runs: Path, sweep: dict | None = None, **changes) -> dict:
@@ -143,3 +145,9 @@ def test_the_command_line_says_a_fault_in_one_line_and_starts_nothing(glyphs_roo
         result.exception, InputError
     ) and "learner.stepss: no such key; did you mean learner.steps" in str(result.exception)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_can_be_made_at_all_its_corners(glyphs_root, tmp_path, path):
+    plan = load(path, [f"data.root={glyphs_root}", f"runs={tmp_path}", "evaluate.queries=2"])
+    assert check(plan, build.learner).runs == tmp_path

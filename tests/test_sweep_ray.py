@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 import yaml
-from test_sweep import planned, tree_of
+from test_sweep import CONFIGS, planned, tree_of
 
 from pipeline import config, page, spool, sweep, sweeping, train
 from pipeline.conclude import RESULT_FILE
 from pipeline.errors import RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
-from pipeline.sweep_plan import plan_of
+from pipeline.sweep_plan import load, plan_of
 from pipeline.swept import read as read_folder
 
 pytestmark = pytest.mark.ray
@@ -205,3 +205,14 @@ def test_a_server_that_is_away_stops_no_sweep_and_loses_nothing(cluster, glyphs_
     assert report.complete and len(runs_in(uri)) == 3
     assert json.loads((found.folder / "trials" / "0001" / "spool.sent.json").read_text())["run_id"]
     assert read_json(found.folder / "spool.sent.json")["uri"] == uri
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_sweep_finds_something(cluster, glyphs_root, tmp_path, path):
+    brief = ["meta.steps=4", "meta.batch=2", "validation.every=2", "validation.episodes=4", "evaluate.queries=2"]
+    few = ["evaluate.episodes=4", "engine.mode=loop", "sweep.trials=4", f"data.root={glyphs_root}", f"runs={tmp_path}"]
+    grace = ["sweep.scheduler.grace=2"] if "learners" in path.stem else []
+    every = ["sweep.scheduler.every=2"] if "population" in path.stem else []
+    found, _ = swept(load(path, [*brief, *few, *grace, *every]))
+    assert len(found.result["trials"]) == 4 and config.load(found.folder / sweeping.BEST_FILE)
