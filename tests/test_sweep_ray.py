@@ -11,7 +11,7 @@ from test_sweep import CONFIGS, planned, tree_of
 
 from pipeline import config, page, spool, sweep, sweeping, train
 from pipeline.conclude import RESULT_FILE
-from pipeline.errors import RunFailed
+from pipeline.errors import InputError, RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
 from pipeline.sweep_plan import load, plan_of
@@ -181,6 +181,22 @@ def test_the_worst_of_a_population_goes_on_from_the_best_with_another_rate(clust
             assert f"from trial {exchange['source']}" in spool.history(found.folder / row["run"]).tags["exchange.1"]
     with Ledger(found.folder) as ledger:
         assert all(trial.steps == 9 for trial in ledger.trials.values())
+
+
+def test_a_storage_that_workers_cannot_write_is_refused_before_anything_begins(cluster, glyphs_root, tmp_path):
+    (tmp_path / "file").touch()
+    asked = {"scheduler": {"kind": "pbt", "every": 3}, "storage": str(tmp_path / "file" / "inside")}
+    with pytest.raises(
+        InputError, match="inside cannot be used by the workers: node .*name a folder that all nodes share"
+    ):
+        swept(planned(glyphs_root, tmp_path / "runs", asked))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_for_which_there_is_no_room_is_refused_and_not_waited_for(cluster, glyphs_root, tmp_path):
+    with pytest.raises(InputError, match="64 workers were asked for"):
+        swept(planned(glyphs_root, tmp_path / "runs", meta={"batch": 64}, workers={"count": 64, "wait_s": 0}))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_objectives_are_measured_and_weighed(cluster, glyphs_root, tmp_path):
