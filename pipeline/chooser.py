@@ -74,7 +74,7 @@ def _regressor(kind: str) -> Any:
         case "trees":
             from sklearn.ensemble import ExtraTreesRegressor
 
-            return ExtraTreesRegressor(300, min_samples_leaf=5, random_state=0)
+            return ExtraTreesRegressor(100, min_samples_leaf=5, random_state=0)
         case _:
             raise AssertionError(kind)
 
