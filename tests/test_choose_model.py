@@ -13,17 +13,21 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import choose_model, chooser, cli, prepare, restore, shelf, table
+from pipeline import adaptation, choose_model, chooser, cli, prepare, restore, shelf, table
 from pipeline.adaptation import Held, Settings
 from pipeline.candidates import Candidate, Outcome
 from pipeline.chooser import Task
 from pipeline.config import dump
+from pipeline.data.images import encode_png, resize
+from pipeline.data.index import Index
 from pipeline.data.shards import Shards
 from pipeline.errors import InputError
+from pipeline.learners.learner import Mode
+from pipeline.noise import Noise, Purpose
 from pipeline.task_family import Family, Range, range_of
 
 FAMILY = Family(Range(2, 4), Range(1, 3), 2)
-TASKS = {"tasks": 24, "seed": 0, "progress": lambda done, total: None}
+TASKS = {"tasks": 20, "seed": 0, "progress": lambda done, total: None}
 RUNS = {
     "prototypes": {"learner": {"kind": "prototype"}},
     "protomaml": {
@@ -63,11 +67,8 @@ def test_a_chooser_gains_where_choice_matters_and_stays_between_the_best_on_aver
     assert fitted.kind != "constant"
     means = {name: own.mean for name, (own, _) in rows.items()}
     assert means["best on average"] < means["chosen"] <= means["oracle"]
-    chosen, first = rows["chosen"][0], rows["best on average"][0]
-    assert (
-        chosen.mean - chosen.interval > first.mean + first.interval
-        or rows["chosen"][1].mean > rows["chosen"][1].interval
-    )
+    gained = rows["chosen"][1]
+    assert gained.mean - gained.interval > 0
     assert means["chosen"] > means["oracle"] - 0.01
     assert means["held out alone"] == pytest.approx(means["best on average"], abs=0.03)
 
@@ -99,8 +100,6 @@ def test_a_fit_is_a_function_of_its_rows():
 
 
 def test_tasks_have_ways_and_shots_of_their_ranges():
-    from pipeline.noise import Noise, Purpose
-
     noise = Noise(0, Purpose.EPISODE)
     ways = {FAMILY.drawn_ways(99, noise) for _ in range(200)}
     shots = {FAMILY.counts([9] * 3, noise).shots for _ in range(200)}
@@ -140,13 +139,11 @@ def made(runs, glyphs_root, tmp_path_factory) -> Path:
 def new_classes(glyphs_root, tmp_path_factory) -> Path:
     """Two images of each of three test classes in folders, of another size than any run takes."""
     place = tmp_path_factory.mktemp("new")
-    index = prepare.Index.open(glyphs_root)
+    index = Index.open(glyphs_root)
     for number in index.splits["test"][:3]:
         folder = place / index.class_names[int(number)]
         folder.mkdir(parents=True)
         for row in index.postings(int(number))[:2]:
-            from pipeline.data.images import encode_png, resize
-
             (folder / f"{row}.png").write_bytes(encode_png(resize(Shards(index).image(int(row)), 30)))
     return place
 
@@ -159,14 +156,12 @@ def test_what_is_kept_is_read_again(made, runs):
         "protomaml, leave-one-out",
         "ridge-twenty",
     ]
-    assert own.family == FAMILY and len(own.tasks) == 24
+    assert own.family == FAMILY and len(own.tasks) == 20
     assert json.loads(json.dumps(own.as_json())) == json.loads((made / shelf.FILE).read_text())
     assert not [path for path in made.iterdir() if path.suffix != ".json"]
 
 
 def test_a_candidate_reaches_on_a_task_what_adapting_to_it_gives(made, glyphs_root):
-    from pipeline.learners.learner import Mode
-
     own = shelf.read(made)
     (column,) = table.columns([f"{glyphs_root}:val"], "val")
     sampler = shelf.sampler_of(column, own.family, own.seed)
@@ -184,9 +179,9 @@ def test_a_candidate_reaches_on_a_task_what_adapting_to_it_gives(made, glyphs_ro
 def test_rows_do_not_depend_on_threads(made, runs, glyphs_root, threads):
     threads(3)
     columns = table.columns([f"{glyphs_root}:val"], "val")
-    again = shelf.shelve([Path("prototypes"), Path("protomaml")], runs, columns, FAMILY, **TASKS)
+    again = shelf.shelve([Path("prototypes"), Path("ridge-twenty")], runs, columns, FAMILY, **TASKS)
     for one, other in zip(again.tasks, shelf.read(made).tasks, strict=True):
-        assert one.outcomes == other.outcomes[:3] and one.features == other.features
+        assert one.outcomes == [other.outcomes[0], other.outcomes[3]] and one.features == other.features
 
 
 def run_line(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -208,7 +203,7 @@ def test_a_run_is_recommended_from_support_images_alone(made, new_classes, monke
     assert told["meta_features"]["size"] == 30 and told["notes"] == []
     assert told["best_on_average"]["expected_accuracy"] <= expected[0]
     tuned = next(row for row in told["ranked"] if row.get("chosen_by") == "leave-one-out")
-    assert tuned["rate"] == pytest.approx(0.1 * tuned["rate"] / 0.1) and tuned["steps"] >= 0
+    assert tuned["rate"] / 0.1 in map(pytest.approx, adaptation.PACES) and tuned["steps"] >= 0
     assert {"learner", "model", "run", "checkpoint"} <= tuned.keys()
     code, out, _ = run_line(monkeypatch, capsys, "choose", "model", "--from", made, "--support", new_classes)
     assert not code and f"take       {told['recommended']['run']}" in out and "best on average" in out
@@ -224,10 +219,10 @@ def test_a_support_set_beyond_what_was_fitted_is_said_to_be(made, new_classes, t
 
 
 def test_a_chooser_is_judged_on_classes_it_was_not_fitted_to(made, glyphs_root, monkeypatch, capsys):
-    judge = ("choose", "model", "--from", made, "--tasks", 30, "--json", "--data")
+    judge = ("choose", "model", "--from", made, "--tasks", 20, "--json", "--data")
     code, out, _ = run_line(monkeypatch, capsys, *judge, f"{glyphs_root}:test")
     told = json.loads(out)
-    assert not code and told["tasks"] == 30
+    assert not code and told["tasks"] == 20
     assert told["all"]["best on average"]["difference"] == 0
     assert told["all"]["chosen"]["mean"] <= told["all"]["oracle"]["mean"]
     assert json.loads(next(made.glob("judged-*.json")).read_text()) == told
@@ -271,7 +266,7 @@ def test_the_command_line_measures_and_keeps_a_chooser(runs, glyphs_root, tmp_pa
         (["prototypes", "prototypes"], [], "another of the runs is called 'prototypes'"),
         (["prototypes", "segmenting"], [], "task.kind = segmentation; what is chosen from must classify"),
         (["prototypes", "maml"], [], "its head has 3 outputs and tasks have 2-20 ways"),
-        (["prototypes", "ridge-twenty"], [], "fewer than ways = 20; lower ways"),
+        (["prototypes", "ridge-twenty"], ["--shots", "1-2"], "fewer than ways = 20; lower ways"),
         (["prototypes", "ridge-twenty"], ["--ways", "2-3", "--tasks", "3"], "--tasks 3: too few"),
         (["prototypes", "ridge-twenty"], ["--ways", "2-3", "--shots", "1-12"], "fewer than shots + queries"),
         (["prototypes", "ridge-twenty"], ["--ways", "20-2"], "--ways 20-2"),
@@ -311,7 +306,7 @@ def test_choosers_that_are_not_whole_are_refused(made, tmp_path):
             **whole,
             "candidates": [{**own, "checkpoint": "/nowhere"} for own in whole["candidates"]],
         },
-        "damaged: a task has no outcome": {**whole, "candidates": whole["candidates"][1:]},
+        "damaged: not every task has an outcome of each of 3": {**whole, "candidates": whole["candidates"][1:]},
         r"damaged \(KeyError": {key: value for key, value in whole.items() if key != "family"},
     }
     for said, told in changed.items():
@@ -324,13 +319,13 @@ def test_choosers_that_are_not_whole_are_refused(made, tmp_path):
 
 
 def test_settings_are_compared_on_the_same_episodes(runs, monkeypatch, capsys):
-    evaluate = ("evaluate", "maml", "--runs", runs, "--settings", "leave-one-out", "--episodes", 12)
+    evaluate = ("evaluate", "maml", "--runs", runs, "--settings", "leave-one-out", "--episodes", 6)
     code, out, _ = run_line(monkeypatch, capsys, *evaluate, "--json")
     told = json.loads(out)
     tuned = told["leave-one-out"]
-    assert not code and told["episodes"] == 12 == sum(each["episodes"] for each in tuned["chosen"])
+    assert not code and told["episodes"] == 6 == sum(each["episodes"] for each in tuned["chosen"])
     assert tuned["difference"] == pytest.approx(tuned["mean"] - told["configured"]["mean"])
-    code, out, _ = run_line(monkeypatch, capsys, "evaluate", "maml", "--runs", runs, "--episodes", 12, "--json")
+    code, out, _ = run_line(monkeypatch, capsys, "evaluate", "maml", "--runs", runs, "--episodes", 6, "--json")
     assert json.loads(out)["inductive"]["accuracy"]["mean"] == pytest.approx(told["configured"]["mean"])
     code, out, _ = run_line(monkeypatch, capsys, *evaluate)
     assert not code and "leave-one-out" in out and "of the config (1 steps)" in out
