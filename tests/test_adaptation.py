@@ -82,8 +82,8 @@ def test_a_rate_that_is_far_too_low_is_raised():
     support = episode(3, shots=5).support
     chosen, own = adaptation.leave_one_out(learner, support, WAYS), adaptation.own_settings(learner)
     told = adaptation.by_settings(learner, support, WAYS)
-    assert chosen.pace > own.pace and told[chosen].loss < told[own].loss
-    assert told[chosen].loss == min(held.loss for held in told.values())
+    assert chosen.pace > own.pace and told[chosen].held.loss < told[own].held.loss
+    assert told[chosen].held.loss == min(trial.held.loss for trial in told.values())
 
 
 def test_steps_that_lead_out_of_all_bounds_are_not_chosen():
@@ -91,7 +91,7 @@ def test_steps_that_lead_out_of_all_bounds_are_not_chosen():
     learner = gradient_learner(rule=lambda fast: Sgd(1e6))
     support = episode(3, shots=3).support
     told = adaptation.by_settings(learner, support, WAYS)
-    assert all(0 <= held.loss <= adaptation.MOST_LOSS for held in told.values())
+    assert all(0 <= trial.held.loss <= adaptation.MOST_LOSS for trial in told.values())
     assert adaptation.leave_one_out(learner, support, WAYS).steps == 0
 
 
@@ -100,3 +100,17 @@ def test_nothing_of_it_stays_on_the_learner():
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     adaptation.leave_one_out(learner, given.support, WAYS)
     assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def test_a_gain_that_may_be_chance_is_not_believed():
+    own, other = Settings(1, 1.0), Settings(5, 3.0)
+    hits = torch.ones(4, dtype=torch.float64)
+
+    def trial(*losses: float) -> adaptation.Trial:
+        return adaptation.Trial(hits, torch.tensor(losses, dtype=torch.float64))
+
+    usual = trial(1.0, 1.0, 1.0, 1.0)
+    assert adaptation.best({own: usual, other: trial(0.8, 0.9, 0.8, 0.9)}, own) == other
+    assert adaptation.best({own: usual, other: trial(0.0, 1.3, 0.2, 1.3)}, own) == own
+    assert adaptation.best({own: usual, other: usual}, own) == own
+    assert adaptation.best({}, own) == own
