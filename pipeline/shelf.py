@@ -91,6 +91,11 @@ def measured(
 
 
 def sampler_of(column: Column, family: Family, seed: int) -> Sampler:
+    """What draws the tasks of a data set.
+
+    Raises:
+        InputError: it holds features, or too few classes or samples.
+    """
     if column.index.encoder:
         raise InputError(f"{column.root} holds features; name data that hold images")
     return Sampler(column.index, column.split, family, seed=seed, turns=False)
@@ -152,7 +157,7 @@ def shelve(
     """
     found = rivals.candidates(targets, runs, family)
     rows = measured(found, data, family, tasks=tasks, seed=seed, progress=progress)
-    return Shelf(found, family, seed, [(str(column.root), column.split) for column in data], rows)
+    return Shelf(found, family, seed, [(str(column.root.absolute()), column.split) for column in data], rows)
 
 
 def check_new(folder: Path) -> None:
