@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import choice_report, choose_model, evaluate_settings, prepare, restore, shelf, table, train
+from pipeline.candidates import LEAVE_ONE_OUT
 from pipeline.config import parse
 from pipeline.data.importers.omniglot import omniglot
 from pipeline.data.root import root_of
+from pipeline.judging import score
 from pipeline.run_folder import found_run
 from pipeline.session import silent
 from pipeline.shelf import Shelf
@@ -123,6 +125,12 @@ def judged(data: Path, runs: Path, seed: int, *, quick: bool) -> None:
             made = shelf.shelve([Path(name) for name in HARDER], runs, columns, family, progress=silent, **asked)
             shelf.keep(made, folder)
     known, new = (shelf.read(folder) for folder in folders.values())
+    names = [candidate.name for candidate in new.candidates]
+    own, tuned = (names.index(f"glyphs-protomaml{end}") for end in ("", f", {LEAVE_ONE_OUT}"))
+    for column in dict.fromkeys(task.data for task in new.tasks):
+        tasks = [task.outcomes for task in new.tasks if task.data == column]
+        gained = score([outcomes[tuned].accuracy - outcomes[own].accuracy for outcomes in tasks])
+        print(f"\nseed {seed}, {column}: {LEAVE_ONE_OUT} less the config's settings {gained}", flush=True)
     for title, names in (("trained on one", SHELF), ("with both-proto", HARDER)):
         found = choose_model.judged(choose_model.fit(without(known, names)), without(new, names).tasks)
         print(f"\nseed {seed}, {title}: ", end="")
@@ -138,7 +146,7 @@ def settings(data: Path, runs: Path, *, quick: bool) -> None:
             asked = {"ways": ways, "shots": shots, "queries": 2 if quick else 5}
             subject = restore.subject_of(path, data=root_of(str(data / root)), asked=asked)
             options = {"split": "test", "episodes": 4 if quick else EPISODES}
-            own, tuned = evaluate_settings.evaluate_settings(path, subject, "leave-one-out", **options).rows
+            own, tuned = evaluate_settings.evaluate_settings(path, subject, LEAVE_ONE_OUT, **options).rows
             print(f"{root} {ways}-way {shots}-shot: {own.score} -> {tuned.score}, {tuned.difference}", flush=True)
 
 

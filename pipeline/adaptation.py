@@ -25,6 +25,9 @@ TURN, SHIFT = math.radians(8), 0.07
 MOST_LOSS = 20.0
 """Nats; a loss on samples left out counts as this much at most, also where steps have led out of all bounds."""
 
+SURE = 2.0
+"""Standard errors by which a gain on samples left out must exceed zero to be believed."""
+
 
 class Settings(NamedTuple):
     """Inner steps, and what every update of the rule is multiplied by: 1 is as configured."""
@@ -38,6 +41,17 @@ class Held(NamedTuple):
 
     accuracy: float
     loss: float
+
+
+class Trial(NamedTuple):
+    """Of every sample that was left out (samples,), in one order: whether it was told rightly, and its cross-entropy in nats."""
+
+    hits: Tensor
+    losses: Tensor
+
+    @property
+    def held(self) -> Held:
+        return Held(self.hits.mean().item(), self.losses.mean().item())
 
 
 def own_settings(learner: GradientLearner) -> Settings:
@@ -80,34 +94,37 @@ def held_out(learner: Learner, support: Batch, ways: int) -> Held | None:
     """How well the learner, as configured, tells samples of the support that it has not learned from; None where none can be
     left out."""
     told = [_judged(learner.adapt(kept, ways, mode=Mode.INDUCTIVE), left, ways) for kept, left in folds(support, ways)]
-    return _mean(told) if told else None
+    return _together(told).held if told else None
 
 
-def by_settings(learner: GradientLearner, support: Batch, ways: int) -> dict[Settings, Held]:
-    """As `held_out`, for every choice of settings, its own among them; empty where none can be left out."""
+def by_settings(learner: GradientLearner, support: Batch, ways: int) -> dict[Settings, Trial]:
+    """What becomes of the samples left out, for every choice of settings, its own among them; empty where none can be."""
     own = own_settings(learner)
     wanted = {*STEPS, own.steps}
-    told: dict[Settings, list[Held]] = {}
+    told: dict[Settings, list[Trial]] = {}
     for kept, left in folds(support, ways):
         for pace in PACES:
             walk = learner.predictors(kept, ways, mode=Mode.INDUCTIVE, steps=max(wanted), pace=pace)
             for steps, predictor in enumerate(walk):
                 if steps in wanted:
                     told.setdefault(Settings(steps, pace), []).append(_judged(predictor, left, ways))
-    return {settings: _mean(own) for settings, own in told.items()}
+    return {settings: _together(own) for settings, own in told.items()}
 
 
 def leave_one_out(learner: GradientLearner, support: Batch, ways: int) -> Settings:
-    """The settings by which samples left out are told with the least loss; its own where that is as good, or none can be."""
+    """The settings by which samples left out are told with the least loss; its own where that is not surely better, or none can
+    be."""
     return best(by_settings(learner, support, ways), own_settings(learner))
 
 
-def best(told: dict[Settings, Held], own: Settings) -> Settings:
-    """The settings of the least loss; `own` where nothing is better."""
+def best(told: dict[Settings, Trial], own: Settings) -> Settings:
+    """The settings of the least loss; `own` where the gain is below `SURE` standard errors of itself, or nothing was tried."""
     if own not in told:
         return own
-    least = min(told, key=lambda settings: told[settings].loss)
-    return least if told[least].loss < told[own].loss else own
+    least = min(told, key=lambda settings: told[settings].held.loss)
+    gains = told[own].losses - told[least].losses
+    error = gains.std() / math.sqrt(len(gains))
+    return least if gains.mean() > SURE * error else own
 
 
 def adapted(learner: GradientLearner, support: Batch, ways: int, settings: Settings) -> Predictor:
@@ -119,13 +136,13 @@ def adapted(learner: GradientLearner, support: Batch, ways: int, settings: Setti
     return last
 
 
-def _judged(predictor: Predictor, left: Batch, ways: int) -> Held:
+def _judged(predictor: Predictor, left: Batch, ways: int) -> Trial:
     # A head may have more outputs than the support has classes.
     predictions = predictor(left.inputs)[:, :ways]
-    accuracy = (predictions.argmax(1) == left.targets).double().mean()
-    loss = F.cross_entropy(predictions.double(), left.targets)
-    return Held(accuracy.item(), min(loss.item(), MOST_LOSS) if loss.isfinite() else MOST_LOSS)
+    losses = F.cross_entropy(predictions.double(), left.targets, reduction="none")
+    hits = (predictions.argmax(1) == left.targets).double()
+    return Trial(hits, losses.nan_to_num(MOST_LOSS, MOST_LOSS).clamp(max=MOST_LOSS))
 
 
-def _mean(told: list[Held]) -> Held:
-    return Held(*(math.fsum(values) / len(values) for values in zip(*told, strict=True)))
+def _together(told: list[Trial]) -> Trial:
+    return Trial(*(torch.cat(values) for values in zip(*told, strict=True)))

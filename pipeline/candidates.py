@@ -157,7 +157,7 @@ def _tuned(learner: GradientLearner, support: Batch, ways: int) -> list[Answer]:
     """With its own settings, and with those that leave-one-out chooses."""
     told, own = adaptation.by_settings(learner, support, ways), adaptation.own_settings(learner)
     return [
-        Answer(told[each], each, partial(adaptation.adapted, learner, support, ways, each))
+        Answer(told[each].held, each, partial(adaptation.adapted, learner, support, ways, each))
         for each in (own, adaptation.best(told, own))
     ]
 

@@ -13,6 +13,8 @@ from pipeline.adaptation import Settings
 from pipeline.candidates import Candidate
 from pipeline.choose_model import Judgement, Recommendation
 from pipeline.chooser import Chooser, accuracies_of
+from pipeline.data.shapes import in_words
+from pipeline.evaluate_settings import Found
 from pipeline.judging import Score, score
 from pipeline.shelf import Shelf
 
@@ -96,6 +98,23 @@ def _adaptation(own: Candidate, settings: Settings | None) -> str:
         return "no inner steps"
     pace = f"{settings.pace:g} × its updates" if own.rate is None else f"rate {settings.pace * own.rate:g}"
     return f"{settings.steps} inner steps, {pace} ({'leave-one-out' if own.is_tuned else 'as configured'})"
+
+
+def settings_told(found: Found, *, is_json: bool) -> None:
+    """Accuracy with the config's settings and with chosen ones, and which these were."""
+    if is_json:
+        print(json.dumps(found.as_json(), indent=1))
+        return
+    own, tuned = found.rows
+    print(
+        f"{len(found.own)} of {found.split} {in_words(found.shape.told())}, inductive; differences on the same episodes"
+    )
+    table = Table("settings", "accuracy ± 95 %", "difference ± 95 %", box=box.SIMPLE_HEAD)
+    table.add_row(f"of the config ({found.configured.steps} steps)", str(own.score), "–")
+    table.add_row("leave-one-out", str(tuned.score), _points(tuned.difference))
+    _print(table)
+    for settings, count in found.chosen.most_common(5):
+        print(f"{count:5} episodes: {settings.steps} steps, rate × {settings.pace:g}")
 
 
 def _print(table: Table) -> None:

@@ -74,7 +74,7 @@ def _regressor(kind: str) -> Any:
         case "trees":
             from sklearn.ensemble import ExtraTreesRegressor
 
-            return ExtraTreesRegressor(300, min_samples_leaf=5, random_state=0)
+            return ExtraTreesRegressor(100, min_samples_leaf=5, random_state=0)
         case _:
             raise AssertionError(kind)
 
@@ -123,10 +123,10 @@ def fit(candidates: Sequence[Candidate], tasks: Sequence[Task]) -> Chooser:
 
 
 def _cross_validated(kind: str, inputs: np.ndarray, accuracies: np.ndarray) -> float:
-    """Mean accuracy of what is chosen for tasks that were not fitted; every so many-th task is of one fold."""
-    places, chosen = np.arange(len(inputs)), []
+    """Mean accuracy of what is chosen for tasks that were not fitted; a fold is a stretch of them, with all data sets."""
+    folds, chosen = np.arange(len(inputs)) * FOLDS // len(inputs), []
     for number in range(FOLDS):
-        own = places % FOLDS == number
+        own = folds == number
         picks = Fitted(kind, inputs[~own], accuracies[~own]).expected(inputs[own]).argmax(1)
         chosen += accuracies[own][np.arange(own.sum()), picks].tolist()
     return math.fsum(chosen) / len(chosen)

@@ -115,6 +115,12 @@ def evaluate(
     test_steps: Annotated[
         int | None, typer.Option(help="inner steps of a gradient learner; none: as configured")
     ] = None,
+    settings: Annotated[
+        str | None,
+        typer.Option(
+            help="leave-one-out: inner steps and rate chosen for each episode from its support, against the config's"
+        ),
+    ] = None,
     pairs: Annotated[
         bool, typer.Option("--pairs", help="judge the pairs that the data were packed with instead of episodes")
     ] = False,
@@ -131,6 +137,11 @@ def evaluate(
     from pipeline.watch import counting
 
     named = data or []
+    if settings is not None and (len(targets) > 1 or table or pairs or workers > 1 or test_steps is not None):
+        raise InputError(
+            f"--settings {settings} judges one run in this process; leave other RUNs, --table, --pairs, "
+            "--workers and --test-steps out"
+        )
     if len(named) > 1 and not table:
         raise InputError(f"--data {named[1]}: a second data set is for --table; add that, or name one")
     asked = _named(ways=ways, shots=shots, queries=queries, shape=shape and {"kind": shape})
@@ -157,7 +168,14 @@ def evaluate(
             )
         _spread_told(summary, runs, is_json=json)
         return
-    subject = restore.subject_of(restore.find(targets[0], runs), data=other, asked=asked, test_steps=test_steps)
+    path = restore.find(targets[0], runs)
+    subject = restore.subject_of(path, data=other, asked=asked, test_steps=test_steps)
+    if settings is not None:
+        from pipeline import choice_report, evaluate_settings
+
+        found = evaluate_settings.evaluate_settings(path, subject, settings, split=split, episodes=episodes)
+        choice_report.settings_told(found, is_json=json)
+        return
     _scores_told(subject, split, episodes=episodes, workers=workers, is_json=json)
 
 

@@ -71,7 +71,7 @@ def measured(
     if tasks < max(LEAST_TASKS, 2 * len(data)):
         raise InputError(f"--tasks {tasks}: too few to say who is good at what; give at least {LEAST_TASKS}")
     runs = list(rivals.by_run(found))
-    samplers = [_sampler(column, family, seed) for column in data]
+    samplers = [sampler_of(column, family, seed) for column in data]
     opened = {(path, at): rivals.opened(path, column.index) for path, _ in runs for at, column in enumerate(data)}
     for path, _ in runs:
         table.check_unseen(path, parse(dict(restore.subject_of(path).config), str(path)), data)
@@ -90,7 +90,12 @@ def measured(
     return [rows[number % len(data)][number // len(data)] for number in range(tasks)]
 
 
-def _sampler(column: Column, family: Family, seed: int) -> Sampler:
+def sampler_of(column: Column, family: Family, seed: int) -> Sampler:
+    """What draws the tasks of a data set.
+
+    Raises:
+        InputError: it holds features, or too few classes or samples.
+    """
     if column.index.encoder:
         raise InputError(f"{column.root} holds features; name data that hold images")
     return Sampler(column.index, column.split, family, seed=seed, turns=False)
@@ -152,7 +157,7 @@ def shelve(
     """
     found = rivals.candidates(targets, runs, family)
     rows = measured(found, data, family, tasks=tasks, seed=seed, progress=progress)
-    return Shelf(found, family, seed, [(str(column.root), column.split) for column in data], rows)
+    return Shelf(found, family, seed, [(str(column.root.absolute()), column.split) for column in data], rows)
 
 
 def check_new(folder: Path) -> None:
