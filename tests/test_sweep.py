@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from pipeline import sweep as verb
 from pipeline.cli import app
 from pipeline.config import dump
 from pipeline.errors import InputError
+from pipeline.ledger import Ledger
+from pipeline.shipment import Target
 from pipeline.sweep_plan import Plan, check, load, plan_of
+from pipeline.sweeping import Sweeping
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "sweep"
 
@@ -151,3 +155,29 @@ def test_the_command_line_says_a_fault_in_one_line_and_starts_nothing(glyphs_roo
 def test_every_shipped_sweep_can_be_made_at_all_its_corners(glyphs_root, tmp_path, path):
     plan = load(path, [f"data.root={glyphs_root}", f"runs={tmp_path}", "evaluate.queries=2"])
     assert check(plan, build.learner).runs == tmp_path
+
+
+def test_a_spent_budget_and_a_wish_to_stop_end_a_sweep(glyphs_root, tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+    target = Target("", "metashard", "small")
+
+    def over(sweep: dict) -> Callable[[], bool]:
+        plan = planned(glyphs_root, tmp_path, sweep)
+        return Sweeping(plan, tmp_path, ledger, build.learner, print, target).is_over
+
+    with Ledger(tmp_path) as ledger:
+        steps, hours = over({"meta_steps": 30}), over({"hours": 0.5})
+        assert not steps() and not hours()
+        for number in range(3):
+            ledger.proposed(number, {"learner.rule.lr": 0.1}, "search")
+            ledger.value(number, 10, 0.5)
+            assert steps() == (number == 2)
+        now[0] += 1799
+        assert not hours()
+        now[0] += 2
+        assert hours()
+        asked = Sweeping(planned(glyphs_root, tmp_path), tmp_path, ledger, build.learner, print, target)
+        assert not asked.is_over()
+        asked.is_asked = True
+        assert asked.is_over()

@@ -123,10 +123,14 @@ def test_what_has_ended_is_kept_and_what_was_begun_goes_on(cluster, glyphs_root,
     assert sorted(run.info.run_name for run in runs) == ["small", *(f"small-{n:04d}" for n in range(5))]
 
 
-def test_successive_halving_stops_the_worse_early(cluster, glyphs_root, tmp_path):
+@pytest.mark.parametrize(
+    "scheduler",
+    [{"kind": "asha", "grace": 2, "reduction": 2}, {"kind": "median", "grace": 2, "least": 2}],
+    ids=["asha", "median"],
+)
+def test_a_scheduler_stops_the_worse_early(cluster, glyphs_root, tmp_path, scheduler):
     start = [{"learner.rule.lr": rate} for rate in (0.5, 0.3, 0.011, 0.012)]
-    asha = {"kind": "asha", "grace": 2, "reduction": 2}
-    asked = {"trials": 4, "start": start, "concurrent": 1, "scheduler": asha}
+    asked = {"trials": 4, "start": start, "concurrent": 1, "scheduler": scheduler}
     plan = planned(glyphs_root, tmp_path, asked, meta={"steps": 12}, validation={"every": 2, "episodes": 20})
     found, _ = swept(plan)
     states = [row["state"] for row in found.result["trials"]]
