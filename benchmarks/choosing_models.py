@@ -3,7 +3,7 @@
 A shelf of runs, each trained on the embedded glyphs or on Omniglot alone, is measured on tasks of validation classes; a chooser
 is fitted to that and judged on test classes, for three seeds of the tasks. A second, harder shelf has `both-proto` too, which was
 trained on both. Then inner steps and rate that leave-one-out chooses for a gradient learner, against those of its config on the
-same episodes. Omniglot is split by alphabets: the evaluation set is the test; validation are the alphabets whose scripts are
+same tasks. Omniglot is split by alphabets: the evaluation set is the test; validation are the alphabets whose scripts are
 validation or test scripts of the glyphs, so that no run has learned from drawings by hand a script that it is asked for in print.
 """
 
@@ -13,11 +13,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pipeline import choice_report, choose_model, evaluate_settings, prepare, restore, shelf, table, train
-from pipeline.candidates import LEAVE_ONE_OUT
+from pipeline import candidates, choice_report, choose_model, prepare, restore, shelf, table, train
 from pipeline.config import parse
 from pipeline.data.importers.omniglot import omniglot
-from pipeline.data.root import root_of
+from pipeline.data.loader import frozen
 from pipeline.judging import score
 from pipeline.run_folder import found_run
 from pipeline.session import silent
@@ -29,9 +28,8 @@ FAMILY = Family(Range(2, 20), Range(1, 10), 5)
 QUICK = Family(Range(2, 4), Range(1, 2), 2)
 FITTED, JUDGED = 120, 160
 """Tasks of validation classes that a chooser is fitted to, of test classes that it is judged on; half of each data set."""
-EPISODES = 200
-"""Of a shape, on which settings are compared."""
-SHAPES = ((5, 1), (5, 5))
+SETTLED = 40
+"""Tasks of each data set and seed, on which settings are compared: the first of those that a chooser is judged on."""
 VALIDATION = ("Armenian", "Asomtavruli_(Georgian)", "Hebrew", "Mkhedruli_(Georgian)", "N_Ko", "Tifinagh")
 SHELF = ("glyphs-proto", "glyphs-ridge", "glyphs-protomaml", "omniglot-proto", "omniglot-supervised")
 HARDER = (*SHELF, "both-proto")
@@ -125,12 +123,6 @@ def judged(data: Path, runs: Path, seed: int, *, quick: bool) -> None:
             made = shelf.shelve([Path(name) for name in HARDER], runs, columns, family, progress=silent, **asked)
             shelf.keep(made, folder)
     known, new = (shelf.read(folder) for folder in folders.values())
-    names = [candidate.name for candidate in new.candidates]
-    own, tuned = (names.index(f"glyphs-protomaml{end}") for end in ("", f", {LEAVE_ONE_OUT}"))
-    for column in dict.fromkeys(task.data for task in new.tasks):
-        tasks = [task.outcomes for task in new.tasks if task.data == column]
-        gained = score([outcomes[tuned].accuracy - outcomes[own].accuracy for outcomes in tasks])
-        print(f"\nseed {seed}, {column}: {LEAVE_ONE_OUT} less the config's settings {gained}", flush=True)
     for title, names in (("trained on one", SHELF), ("with both-proto", HARDER)):
         found = choose_model.judged(choose_model.fit(without(known, names)), without(new, names).tasks)
         print(f"\nseed {seed}, {title}: ", end="")
@@ -138,16 +130,21 @@ def judged(data: Path, runs: Path, seed: int, *, quick: bool) -> None:
 
 
 def settings(data: Path, runs: Path, *, quick: bool) -> None:
-    """Settings chosen by leave-one-out against those of the config."""
+    """Settings chosen by leave-one-out against those of the config, on tasks of the family that test classes are judged on."""
     path = restore.find(Path("glyphs-protomaml"), runs)
-    print(f"\n{path}: inner steps and rate by leave-one-out, from those of its config")
-    for root in ("glyphs", "omniglot"):
-        for ways, shots in ((3, 1),) if quick else SHAPES:
-            asked = {"ways": ways, "shots": shots, "queries": 2 if quick else 5}
-            subject = restore.subject_of(path, data=root_of(str(data / root)), asked=asked)
-            options = {"split": "test", "episodes": 4 if quick else EPISODES}
-            own, tuned = evaluate_settings.evaluate_settings(path, subject, LEAVE_ONE_OUT, **options).rows
-            print(f"{root} {ways}-way {shots}-shot: {own.score} -> {tuned.score}, {tuned.difference}", flush=True)
+    print(f"\n{path}: accuracy with settings by leave-one-out less that with the config's, points", flush=True)
+    for column in table.columns([f"{data / name}:test" for name in ("glyphs", "omniglot")], "test"):
+        restored, every = candidates.opened(path, column.index), []
+        reader = shelf.reader_of(restored)
+        for seed in SEEDS:
+            sampler = shelf.sampler_of(column, QUICK if quick else FAMILY, seed)
+            gained = []
+            for _, episode in frozen(sampler, reader, range(2 if quick else SETTLED)):
+                own, tuned = candidates.outcomes(restored.learner, episode)
+                gained.append(tuned.accuracy - own.accuracy)
+            print(f"{column.name}, seed {seed}: {score(gained)}", flush=True)
+            every += gained
+        print(f"{column.name}, all seeds: {score(every)}", flush=True)
 
 
 def main() -> None:

@@ -362,4 +362,4 @@ def test_the_benchmark_measures_both_shelves(glyphs_root, tmp_path, monkeypatch,
     monkeypatch.setattr("sys.argv", ["choosing_models.py", str(tmp_path), "--quick"])
     runpy.run_path(str(benchmarks / "choosing_models.py"), run_name="__main__")
     printed = capsys.readouterr().out
-    assert printed.count("chosen") == 6 and printed.count("->") == 2
+    assert printed.count("chosen") == 6 and printed.count("all seeds") == 2
