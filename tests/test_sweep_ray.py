@@ -119,6 +119,9 @@ def test_what_has_ended_is_kept_and_what_was_begun_goes_on(cluster, glyphs_root,
         [row[key] for key in known] for row in whole.result["trials"]
     ]
     assert again.result["best"] == whole.result["best"]
+    # A sweep that has ended has nothing left to do.
+    done, said = swept(planned(glyphs_root, tmp_path / "broken", start), resume=broken.folder)
+    assert done.result["best"] == whole.result["best"] and not said
     runs = runs_in(f"sqlite:///{tmp_path / 'broken' / 'mlflow.db'}")
     assert sorted(run.info.run_name for run in runs) == ["small", *(f"small-{n:04d}" for n in range(5))]
 
