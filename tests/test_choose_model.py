@@ -13,7 +13,8 @@ import pytest
 from gloo import work_here
 from small import small_config
 
-from pipeline import adaptation, choose_model, chooser, cli, prepare, restore, shelf, table
+from pipeline import adaptation, checkpoint, choose_model, chooser, cli, prepare, restore, shelf, table
+from pipeline import evaluate as measuring
 from pipeline.adaptation import Held, Settings
 from pipeline.candidates import Candidate, Outcome
 from pipeline.chooser import Task
@@ -325,8 +326,9 @@ def test_settings_are_compared_on_the_same_episodes(runs, monkeypatch, capsys):
     tuned = told["leave-one-out"]
     assert not code and told["episodes"] == 6 == sum(each["episodes"] for each in tuned["chosen"])
     assert tuned["difference"] == pytest.approx(tuned["mean"] - told["configured"]["mean"])
-    code, out, _ = run_line(monkeypatch, capsys, "evaluate", "maml", "--runs", runs, "--episodes", 6, "--json")
-    assert json.loads(out)["inductive"]["accuracy"]["mean"] == pytest.approx(told["configured"]["mean"])
+    subject = restore.subject_of(checkpoint.best(runs / "maml"))
+    usual = measuring.evaluate(subject, split="test", episodes=6, workers=1).scores[Mode.INDUCTIVE]["accuracy"]
+    assert usual.mean == pytest.approx(told["configured"]["mean"])
     code, out, _ = run_line(monkeypatch, capsys, *evaluate)
     assert not code and "leave-one-out" in out and "of the config (1 steps)" in out
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from drilled import ROOT, until
+from drills.drilled import ROOT, until
 from test_sweep import tree_of
 
 from pipeline.ledger import FILE
