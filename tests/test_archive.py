@@ -108,4 +108,4 @@ def test_its_errors_are_those_of_the_folder(cluster, tmp_path):
 
 def keepers() -> list[psutil.Process]:
     """The processes that keep a folder for others."""
-    return [p for p in psutil.process_iter(["cmdline"]) if "ray::Folder" in " ".join(p.info["cmdline"] or [])]
+    return [p for p in psutil.process_iter(["cmdline"]) if "ray::Keeper" in " ".join(p.info["cmdline"] or [])]
