@@ -6,6 +6,7 @@ Everything is configs/sweep/glyphs-maml.yaml with other keys, which are all in t
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -19,7 +20,9 @@ from pipeline.sweeping import BEST_FILE, trained_s
 
 CONFIG = Path(__file__).parents[1] / "configs/sweep/glyphs-maml.yaml"
 SEEDS = (0, 1, 2)
-ASHA = {"kind": "asha", "grace": 5, "reduction": 4}
+REDUCTIONS = (4, 3)
+"""Of how many trials successive halving lets one go on; its first rung is at `GRACE` meta-steps."""
+GRACE = 5
 PAST_SEED = 100
 SHORT = {"meta.steps": 20, "meta.batch": 8, "validation.episodes": 60, "validation.every": 20}
 """Keys of the sweeps that warm starts are measured with; past ones are on Omniglot and on CIFAR-FS, new ones on the glyphs."""
@@ -56,16 +59,17 @@ def best(trials: Sequence[Trial]) -> float:
 
 def halving(runs: Path, seeds: Sequence[int]) -> None:
     """Successive halving against none."""
-    print("| seed | best | halved: best | s to it, whole | halved: s to it, whole | ratio |")
-    print("|---|---|---|---|---|---|")
-    for seed in seeds:
+    print("| seed | one of | best | halved: best | s to it, whole | halved: s to it, whole | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for seed, reduction in itertools.product(seeds, REDUCTIONS):
         plain = swept(f"plain-{seed}", runs, **{"sweep.seed": seed})
-        halved = swept(f"halved-{seed}", runs, **{"sweep.seed": seed, "sweep.scheduler": ASHA})
+        scheduler = {"kind": "asha", "grace": GRACE, "reduction": reduction}
+        halved = swept(f"halved-{reduction}-{seed}", runs, **{"sweep.seed": seed, "sweep.scheduler": scheduler})
         most, other = best(list(trials_of(plain).values())), best(list(trials_of(halved).values()))
         (to, whole), (to_halved, whole_halved) = reached(plain, most), reached(halved, most)
         times = f"{to:.0f}, {whole:.0f} | {to_halved:.0f}, {whole_halved:.0f}"
         ratios = f"{to / to_halved:.2f}, {whole / whole_halved:.2f}"
-        print(f"| {seed} | {100 * most:.2f} % | {100 * other:.2f} % | {times} | {ratios} |")
+        print(f"| {seed} | {reduction} | {100 * most:.2f} % | {100 * other:.2f} % | {times} | {ratios} |")
 
 
 def overhead(runs: Path, seeds: Sequence[int]) -> None:
