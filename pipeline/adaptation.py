@@ -59,16 +59,16 @@ def own_settings(learner: GradientLearner) -> Settings:
     return Settings(learner.test_steps, 1.0)
 
 
-def folds(support: Batch, ways: int) -> list[tuple[Batch, Batch]]:
+def folds(support: Batch, ways: int, *, most: int = FOLDS) -> list[tuple[Batch, Batch]]:
     """Pairs of what is learned from and what that is judged on.
 
-    The n-th pair is without the n-th sample of every class that has others, for n up to `FOLDS`. Where all classes have one
+    The n-th pair is without the n-th sample of every class that has others, for n up to `most`. Where all classes have one
     sample, the only pair judges on copies of all, turned and moved a little; of what has no height and width there are none.
     """
     inputs, targets = support
     earlier = (targets[:, None] == targets[None, :]).tril(-1).sum(1)
     is_alone = torch.bincount(targets, minlength=ways)[targets] == 1
-    count = min(FOLDS, int(earlier.max()) + 1)
+    count = min(most, int(earlier.max()) + 1)
     if count > 1:
         lefts = [(earlier == number) & ~is_alone for number in range(count)]
         return [(Batch(inputs[~left], targets[~left]), Batch(inputs[left], targets[left])) for left in lefts]

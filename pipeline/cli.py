@@ -8,7 +8,7 @@ import typer
 
 from cluster import cli as cluster
 from cluster.errors import SubmitError
-from pipeline import cli_choose, cli_data, cli_runs, cli_told
+from pipeline import cli_choose, cli_data, cli_runs, cli_told, cli_use
 from pipeline.errors import InputError, RunFailed
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
     help="Meta-train few-shot vision models on a cluster. Exit codes: 0 done, 1 failed, 2 the input was wrong.",
 )
 
-for verbs in (cli_data.app, cli_runs.app, cli_told.app, cli_choose.app, cluster.app):
+for verbs in (cli_data.app, cli_runs.app, cli_told.app, cli_choose.app, cli_use.app, cluster.app):
     app.add_typer(verbs)
 
 INTERRUPTED = 130

@@ -24,6 +24,8 @@ from pipeline.schema.run import RunConfig
 from pipeline.shipment import read_json
 from pipeline.shipped_model import ABOUT, EXAMPLE, WEIGHTS
 from pipeline.spool import Spool
+from pipeline.teaching import source
+from pipeline.teaching.source import own_learner
 
 FOLDER = "models"
 
@@ -54,14 +56,6 @@ def register(run: Path, *, name: str = "", alias: str = "") -> Registered:
     return Registered(told, tracking.sync(run, uri=tracking.target_uri(run) or tracking.default_uri(run.parent)))
 
 
-def own_learner(maker: str) -> InputError:
-    """What is said of a learner that does not follow from its config."""
-    return InputError(
-        f"make_learner = {maker}: a model in MLflow builds its learner from the config alone; leave tracking.model and "
-        "tracking.register_as out"
-    )
-
-
 def tell(run: Path, config: RunConfig, best: Path) -> Path:
     """Have a checkpoint of the run shown as a model of it, registered as `tracking` says; the folder of its files.
 
@@ -84,7 +78,7 @@ def lay_out(folder: Path, config: RunConfig, best: Path) -> Path:
     servable.check(config)
     saved, weights = checkpoint.load(best), (best / checkpoint.FILES[0]).read_bytes()
     index = Index.open(config.data.root)
-    about = servable.about(config, outline(index, config.data.train), weights, step=saved.step)
+    about = source.about(config, outline(index, config.data.train), weights, step=saved.step)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

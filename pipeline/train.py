@@ -26,12 +26,12 @@ from pipeline.errors import InputError, RunFailed
 from pipeline.lineage import MAKER
 from pipeline.loop import ASKED
 from pipeline.ray_groups import on_ray
-from pipeline.register import own_learner
 from pipeline.run_folder import new_folder, new_run, resumed_run, take
 from pipeline.schema.run import RunConfig
 from pipeline.session import connected, told_of_session
 from pipeline.start import started
 from pipeline.teacher import taught
+from pipeline.teaching.source import own_learner
 from pipeline.worker import Job, work
 
 DRAINED = 75

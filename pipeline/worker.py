@@ -23,6 +23,7 @@ from pipeline.build import MakeLearner
 from pipeline.config import dump, fingerprint, parse
 from pipeline.data.index import Index
 from pipeline.data.loader import frozen
+from pipeline.data.outline import outline
 from pipeline.engine import Engine, Plan
 from pipeline.errors import InputError
 from pipeline.failures import Failure
@@ -217,8 +218,9 @@ def _save(
     if ranks.rank() != 0:
         return
     settings = {"plan": list(plan), "threads": torch.get_num_threads(), "world": ranks.world()}
-    # By the images' size the learner can be built where the data are gone.
-    settings |= {"images": list(index.shape(0)), "fingerprint": fingerprint(config)}
+    # By the images' size, and what else is told of the data, the learner can be built where they are gone.
+    told = outline(index, config.data.train)
+    settings |= {"images": list(told.images), "outline": told._asdict(), "fingerprint": fingerprint(config)}
     state = {**progress.state(), **settings}
     state.pop("step")
     made = checkpoint.Checkpoint(progress.step, learner.state_dict(), optimizer.state_dict(), state, dump(config))

@@ -55,6 +55,7 @@ LAYERS = {
         "candidates",
         "lineage",
         "servable",
+        "teaching",
     },
     5: {
         "worker",
@@ -84,6 +85,7 @@ LAYERS = {
         "report",
         "show",
         "register",
+        "adapt",
         "served",
         "drawing",
         "charts",
@@ -109,7 +111,7 @@ LAYERS = {
         "pages",
         "machine",
     },
-    6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told"},
+    6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told", "cli_use"},
 }
 LAYER = {part: layer for layer, parts in LAYERS.items() for part in parts}
 TELLING = {"spool", "tracking", "shipment", "shipped_data", "shipped_model", "pictures", "checkpoint"}

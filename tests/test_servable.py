@@ -27,6 +27,7 @@ from pipeline.schema.learner import LearnerConfig
 from pipeline.schema.run import RunConfig
 from pipeline.servable import Servable
 from pipeline.start import started
+from pipeline.teaching import source
 
 MAPS = {"conv4": {"kind": "conv4", "width": 4, "features": "map"}}
 
@@ -34,7 +35,7 @@ MAPS = {"conv4": {"kind": "conv4", "width": 4, "features": "map"}}
 def laid_out(place: Path, config: RunConfig, index: Index, learner: Learner) -> Servable:
     """The learner out of files, as they come into MLflow."""
     weights = save({name: value.contiguous() for name, value in learner.state_dict().items()})
-    about = servable.about(config, outline(index, config.data.train), weights, step=0)
+    about = source.about(config, outline(index, config.data.train), weights, step=0)
     (place / "about.json").write_text(json.dumps(about))
     (place / "weights").write_bytes(weights)
     return servable.opened(place / "about.json", place / "weights")
@@ -46,7 +47,7 @@ def assert_alike(place: Path, config: RunConfig, *, exactly: bool = True) -> Non
     learner = started(config, index, build.learner)
     found = laid_out(place, config, index, learner)
     # The data are not looked for.
-    assert found.config.data.root == config.data.root
+    assert found.learner.config.data.root == config.data.root
     reader, bring = build.reader(config, index), build.place(config, torch.device("cpu"))
     for number in range(2):
         episode = bring(reader.episode(build.sampler(config, index, config.data.test).draw(0, number)))
@@ -135,7 +136,6 @@ def test_images_come_in_any_size_and_colour(asked):
     ("column", "change", "said"),
     [
         ("labels", lambda own: own[:-1], "one class for each image"),
-        ("labels", lambda own: ["a"] * len(own), "labels name 1 classes, and this learner tells 3 apart"),
         ("support", lambda own: [], "support has 0 images"),
         ("queries", lambda own: [], "queries 0"),
         ("queries", lambda own: ["not base64!"], r"queries\[0\]: is no base64"),
@@ -154,6 +154,15 @@ def test_what_is_asked_wrongly_is_told(asked, column, change, said):
     found, request = asked
     with pytest.raises(InputError, match=said):
         found.answer({**request, column: change(request[column])})
+
+
+def test_a_head_has_so_many_outputs_and_no_more(asked):
+    found, request = asked
+    fewer = found.answer({**request, "support": request["support"][:2], "labels": ["a", "b"]})
+    assert fewer.classes == ["a", "b"] and all(len(own) == 2 for own in fewer.scores)
+    more = {"support": request["support"] * 2, "labels": [str(n) for n in range(6)]}
+    with pytest.raises(InputError, match="6 classes, and this learner tells at most 3 apart"):
+        found.answer({**request, **more})
 
 
 def test_a_head_that_starts_from_the_support_takes_any_number_of_classes(tmp_path, glyphs_root):

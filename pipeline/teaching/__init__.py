@@ -1,0 +1,1 @@
+"""From a checkpoint and a few labelled images to a model that knows their classes."""

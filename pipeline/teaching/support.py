@@ -1,0 +1,105 @@
+"""A support set: labelled samples as a learner takes them, and what becomes of it as classes come and go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.episode import Batch
+from pipeline.errors import InputError
+
+
+class Support(NamedTuple):
+    """Samples of named classes.
+
+    classes: what way 0, 1, … is called.
+    inputs: (samples, channels, height, width).
+    targets: as a task has them: ways (samples,); or (samples, height, width), 1 + way, 0 for none, 255 for what is not looked at;
+        or boxes (samples, boxes, 5), shares of the sides and 1 + way, minus that for what is not looked at, 0 for no box.
+    names: what people call the samples, as their files' names.
+    """
+
+    classes: tuple[str, ...]
+    inputs: Tensor
+    targets: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def ways(self) -> int:
+        return len(self.classes)
+
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.inputs, self.targets)
+
+    def to(self, device: torch.device) -> Support:
+        return self._replace(inputs=self.inputs.to(device), targets=self.targets.to(device))
+
+    def members(self) -> Tensor:
+        """Which samples show which class: (samples, ways) bool."""
+        if self.targets.ndim == 1:
+            return self.targets[:, None] == torch.arange(self.ways, device=self.targets.device)
+        codes = self.targets[..., 4] if self.targets.is_floating_point() else self.targets.flatten(1)
+        return torch.stack([(codes == 1 + way).any(1) for way in range(self.ways)], 1)
+
+
+def joined(one: Support, other: Support) -> Support:
+    """Both: classes of one name are one class.
+
+    Raises:
+        InputError: their samples are of different forms.
+    """
+    if one.inputs.shape[1:] != other.inputs.shape[1:]:
+        raise InputError(
+            f"samples of shape {tuple(other.inputs.shape[1:])} (channels, height, width) do not go with those of "
+            f"{tuple(one.inputs.shape[1:])}; give images of one size"
+        )
+    classes = tuple(dict.fromkeys(one.classes + other.classes))
+    numbers = [classes.index(name) for name in other.classes]
+    targets = torch.cat(_alike(one.targets, _renumbered(other.targets, numbers)))
+    return Support(classes, torch.cat([one.inputs, other.inputs]), targets, one.names + other.names)
+
+
+def without(support: Support, way: int) -> Support:
+    """The support as if nobody had ever told of the class `way`: what showed it alone is gone."""
+    numbers: list[int | None] = [None if n == way else n - (n > way) for n in range(support.ways)]
+    targets = _renumbered(support.targets, numbers)
+    left = support._replace(classes=support.classes[:way] + support.classes[way + 1 :], targets=targets)
+    return chosen(left, left.members().any(1))
+
+
+def chosen(support: Support, samples: Tensor) -> Support:
+    """The samples (samples,) bool of a support; its classes stay, also where nothing shows them any more."""
+    names = tuple(name for name, is_in in zip(support.names, samples.tolist(), strict=True) if is_in)
+    return support._replace(inputs=support.inputs[samples], targets=support.targets[samples], names=names)
+
+
+def _renumbered(targets: Tensor, numbers: Sequence[int | None]) -> Tensor:
+    """Targets in which class n is called `numbers[n]`; none: nobody knows of it."""
+    if targets.ndim == 1:
+        return _looked_up(targets, [-1 if n is None else n for n in numbers])
+    codes = torch.tensor([0, *(0 if n is None else 1 + n for n in numbers)], device=targets.device)
+    if not targets.is_floating_point():
+        found = targets.clone()
+        seen = targets <= len(numbers)
+        found[seen] = codes[targets[seen]]
+        return found
+    values = targets[..., 4].long()
+    renamed = values.sign() * codes[values.abs()]
+    return torch.cat([targets[..., :4], renamed[..., None].to(targets.dtype)], -1) * (renamed != 0)[..., None]
+
+
+def _looked_up(targets: Tensor, numbers: Sequence[int]) -> Tensor:
+    return torch.tensor(numbers, device=targets.device)[targets]
+
+
+def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with places for as many boxes, where they are boxes."""
+    if one.ndim != 3 or not one.is_floating_point():
+        return one, other
+    most = max(one.shape[1], other.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(one, (0, 0, 0, most - one.shape[1])), pad(other, (0, 0, 0, most - other.shape[1]))
