@@ -18,6 +18,7 @@ import pytest
 import test_layers
 import torch
 from small import small_config
+from teachable import class_folders
 from test_tracking import closed_port
 
 from pipeline import build, cli, register, restore, shipped_model, spool, tracking, train
@@ -122,6 +123,21 @@ def test_nothing_of_it_is_pickled_and_all_it_needs_is_there(known):
     needed = (known.files / "requirements.txt").read_text().splitlines()
     assert {line.partition("==")[0] for line in needed} == set(shipped_model.REQUIREMENTS)
     assert all("+" not in line for line in needed)
+
+
+def test_the_learner_comes_back_by_its_alias(known, tmp_path, monkeypatch):
+    from pipeline import adapt
+    from pipeline.teaching.adapted import load
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs, target = known.folder.parent, f"models:/{NAME}@{ALIAS}"
+    made = adapt.adapt(target, class_folders(tmp_path / "images"), tmp_path / "model", runs=runs)
+    for other in (f"models:/{NAME}/1", f"models:/{NAME}/latest", f"models:/{known.model.model_id}"):
+        assert adapt.source_of(other, runs).told["sha256"] == made.model.origin["sha256"]
+    own = adapt.adapt(str(known.folder), tmp_path / "images", tmp_path / "own", runs=tmp_path)
+    assert made.model.origin["from"] == target and made.model.origin["sha256"] == own.model.origin["sha256"]
+    inputs = made.model.support.inputs
+    assert load(tmp_path / "model").scores(inputs).equal(own.model.scores(inputs))
 
 
 def test_its_requirements_are_what_its_code_imports():
