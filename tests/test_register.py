@@ -18,10 +18,11 @@ import pytest
 import test_layers
 import torch
 from small import small_config
-from teachable import class_folders
+from teachable import DETECTION, SEGMENTATION, class_folders
+from test_embed import trained
 from test_tracking import closed_port
 
-from pipeline import build, cli, register, restore, shipped_model, spool, tracking, train
+from pipeline import build, cli, register, restore, servable, shipped_model, spool, tracking, train
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.learners.learner import Learner, Mode
@@ -253,19 +254,28 @@ def test_the_verb_registers_a_finished_run(known, capsys, monkeypatch):
         assert fault in capsys.readouterr().err
 
 
-def test_what_cannot_be_served_is_refused_before_training(glyphs_root, scenes_root, tmp_path):
-    asked = {"tracking": {"model": True}}
-    pixels = small_config(
-        scenes_root, tmp_path, task={"kind": "segmentation"}, model={"kind": "unet", "depth": 2}, **asked
-    )
-    with pytest.raises(InputError, match="task.kind = segmentation: a model in MLflow"):
-        train.check(pixels)
+@pytest.mark.parametrize("sections", [SEGMENTATION, DETECTION], ids=["masks", "boxes"])
+def test_models_of_pixels_too(scenes_root, tmp_path, monkeypatch, sections):
+    import pandas as pd
+    from mlflow import pyfunc
 
+    best = trained(tmp_path, scenes_root, **sections)
+    config, index = small_config(scenes_root, tmp_path, **sections), Index.open(scenes_root)
+    folder = register.lay_out(tmp_path / "laid", config, best)
+    shipped_model.package(folder, tmp_path / "model", model_id="m-1", run_id="r-1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    asked = register.example(config, index, number=1)
+    found = pyfunc.load_model(str(tmp_path / "model")).predict(pd.DataFrame([asked])).to_dict("records")[0]
+    own = servable.opened(folder / shipped_model.ABOUT, folder / shipped_model.WEIGHTS).answer(asked)._asdict()
+    assert {name: list(value) for name, value in found.items()} == own
+
+
+def test_what_cannot_be_served_is_refused_before_training(glyphs_root, tmp_path):
     def mine(config: RunConfig, index: Index) -> Learner:
         return build.learner(config, index)
 
     with pytest.raises(InputError, match="make_learner = .*mine"):
-        train.check(small_config(glyphs_root, tmp_path, **asked), mine)
+        train.check(small_config(glyphs_root, tmp_path, tracking={"model": True}), mine)
 
 
 @pytest.mark.slow

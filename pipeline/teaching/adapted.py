@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from pipeline.config import parse
 from pipeline.data.outline import Outline
 from pipeline.errors import InputError
+from pipeline.learners.learner import Mode
 from pipeline.tasks.detection import detections
 from pipeline.teaching.assembled import Assembled, assembled
 from pipeline.teaching.calibration import Calibration, calibrated
@@ -57,14 +59,25 @@ class Adapted:
     """A learner with the support it was taught by; it never changes, so that several threads may ask it."""
 
     def __init__(
-        self, learner: Assembled, support: Support, calibration: Calibration | None = None, *, origin: Mapping[str, Any]
+        self,
+        learner: Assembled,
+        support: Support,
+        calibration: Calibration | None = None,
+        *,
+        origin: Mapping[str, Any],
+        mode: Mode = Mode.INDUCTIVE,
     ):
-        """Adapt to a support; without a calibration that of the support is made."""
+        """Adapt to a support; without a calibration that of the support is made. In transductive mode images that are asked about
+        together look at each other."""
         self.learner, self.support, self.origin = learner, support, dict(origin)
-        self._ask = learner.adapt(support.batch, support.ways)
-        self._embed = learner.embedder(support.inputs)
-        self._known = self._embed(support.inputs)
-        self.calibration = calibrated(learner, support, self._known) if calibration is None else calibration
+        self._ask = learner.adapt(support.batch, support.ways, mode=mode)
+        self.calibration = calibrated(learner, support, self._features[1]) if calibration is None else calibration
+
+    @cached_property
+    def _features(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """What makes features of length one, and those of the support."""
+        embed = self.learner.embedder(self.support.inputs)
+        return embed, embed(self.support.inputs)
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Predictions of the learner's task for inputs (samples, channels, height, width), float64 on the CPU.
@@ -95,7 +108,8 @@ class Adapted:
     def likeness(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """How much inputs are like the nearest sample of the support, by the cosine of features (Sun et al. 2022,
         "Out-of-Distribution Detection with Deep Nearest Neighbors"), and the number of that one: both (samples,)."""
-        likes, nearest = (self._embed(inputs) @ self._known.T).max(1)
+        embed, known = self._features
+        likes, nearest = (embed(inputs) @ known.T).max(1)
         return likes.double().cpu(), nearest.cpu()
 
     def maps(self, inputs: Tensor) -> Tensor:
