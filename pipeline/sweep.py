@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +20,9 @@ from pipeline.ledger import Ledger
 from pipeline.schema.run import RunConfig
 from pipeline.session import connected
 from pipeline.shipment import Target
+from pipeline.stopping import exit_code, stoppable
 from pipeline.sweep_plan import TRIALS, Plan, changed, check
 from pipeline.sweeping import BEST_FILE, FILE, Sweeping, Tell, in_words
-from pipeline.train import DRAINED, DRAINS
 
 
 class Swept(NamedTuple):
@@ -73,12 +70,12 @@ def sweep(
             from pipeline import tuning  # Ray Tune takes seconds
 
             hands = tuning.Hands(ledger, sweeping.next, sweeping.moved, sweeping.run, sweeping.is_over, sweeping.heard)
-            with _stoppable(sweeping) as signals:
+            with stoppable(sweeping.ask_to_stop) as signals:
                 tuning.run_trials(plan.sweep, hands, example=example, notes=notes, make_learner=make_learner)
             sweeping.settle()
             if sweeping.is_asked:
                 status = "KILLED"
-                return Swept(folder, {}, _stopped_text(folder), DRAINED if set(signals) & set(DRAINS) else 0)
+                return Swept(folder, {}, _stopped_text(folder), exit_code(signals))
             result = sweeping.conclude()
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -133,30 +130,6 @@ def _made(plan: Plan, folder: Path) -> None:
         partial.replace(folder / FILE)
     except OSError as error:
         raise InputError(f"runs = {folder.parent}: {error.strerror}; name a folder that can be written") from error
-
-
-@contextmanager
-def _stoppable(sweeping: Sweeping) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM or SIGUSR1 has every trial save and stop; Ctrl-C once more does not wait. Gives the signals that came."""
-    came: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        came.append(number)
-        if len(came) == 1:
-            sweeping.is_asked = True
-            print("stopping all trials, with a checkpoint each; once more: at once", file=sys.stderr, flush=True)
-        elif number != signal.SIGUSR1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *DRAINS)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _taken_over() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ class Sweeping:
         told.artifact(self.folder / FILE)
         told.status("RUNNING")
         told.close()
+
+    def ask_to_stop(self) -> None:
+        """Somebody wants all trials to save and stop."""
+        self.is_asked = True
+        print("stopping all trials, with a checkpoint each; once more: at once", file=sys.stderr, flush=True)
 
     def is_over(self) -> bool:
         """Whether somebody asked to stop or a budget is spent."""
