@@ -222,14 +222,14 @@ class Sweeping:
         ready = self.plan.config(best.point).model_copy(update={"name": f"{self.folder.name}-best"})
         (self.folder / BEST_FILE).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
         test = read_json(run / RESULT_FILE)
-        from pipeline import sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
+        from pipeline import charts, sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
 
         found = swept.read(self.folder)
         shares = sweep_charts.importance_of(found).shares
         own = {"best": best.number, "importance": shares, "test": test["test"], "test_mode": test["mode"]}
         result = {**self._told_trials(), **own}
         write(result, self.folder / RESULT_FILE)
-        drawn = sweep_charts.draw(found, self.folder / sweep_charts.FOLDER)
+        drawn = sweep_charts.draw(found, self.folder / charts.FOLDER)
         told = spool.Spool(self.folder)
         measured = test["test"][test["mode"]][test["test"]["metric"]]
         told.metrics(self._told, {"best/test": measured["mean"], "best/test_interval": measured["interval"]})
@@ -237,7 +237,7 @@ class Sweeping:
         for name in (BEST_FILE, RESULT_FILE):
             told.artifact(self.folder / name)
         for path in drawn:
-            told.artifact(path, sweep_charts.FOLDER)
+            told.artifact(path, charts.FOLDER)
         told.close()
         return result
 
