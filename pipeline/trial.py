@@ -144,8 +144,6 @@ class Trial(tune.Trainable):
         last = max(values)
         is_whole = newest is not None and newest >= self._config.meta.steps or not self._archive.stop_asked()
         told = {STEP: last, VALUE: values[last], DONE: True, ENDED: is_whole}
-        steps_s = self._archive.series("time/step_s", -1)
-        told["trained_s"] = statistics.fmean(steps_s.values()) * last if steps_s else 0.0
         if is_whole and self.setting.objectives and newest is not None:
             told["objectives"] = json.dumps(self._costs(newest))
         return told
