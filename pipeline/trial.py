@@ -39,7 +39,8 @@ STOP_S = 120.0
 TIMED_EPISODES = 10
 STEP, VALUE, ENDED = "step", "value", "ended"
 """Keys of what Tune is told: meta-steps, the metric after them, and at the end that the run has come there."""
-TAKEN_OVER = "taken_over.json"
+WHOSE = "whose.json"
+"""Beside the files of a checkpoint that Tune hands on: its meta-step and its run."""
 
 
 class Setting(NamedTuple):
@@ -100,12 +101,12 @@ class Trial(tune.Trainable):
             time.sleep(LOOK_EVERY_S)
         for name, content in self._archive.files(newest).items():
             Path(checkpoint_dir, name).write_bytes(content)
-        Path(checkpoint_dir, TAKEN_OVER).write_text(json.dumps({"step": newest, "run": str(self._archive.run)}))
+        Path(checkpoint_dir, WHOSE).write_text(json.dumps({"step": newest, "run": str(self._archive.run)}))
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
         """Go on from another trial's state. Its own needs no loading: the run's folder has it, or a newer one."""
         assert isinstance(checkpoint_dir, str)
-        told = json.loads(Path(checkpoint_dir, TAKEN_OVER).read_text())
+        told = json.loads(Path(checkpoint_dir, WHOSE).read_text())
         if told["run"] == str(self._archive.run) or not self._exchange or self._archive.took_over() == self._exchange:
             return
         files = {name: Path(checkpoint_dir, name).read_bytes() for name in (checkpoint.MANIFEST, *checkpoint.FILES)}
