@@ -12,26 +12,25 @@ from typing import Any
 import yaml
 
 from pipeline import checkpoint, failures, servable, spool, swept, tracking
+from pipeline.archive import CONFIG_FILE
 from pipeline.build import MakeLearner
 from pipeline.conclude import RESULT_FILE, conclude, tell_end, tell_start
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import InputError, RunFailed
 from pipeline.evaluate import write
-from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger, Trial
+from pipeline.ledger import FAILED, STOPPED, Ledger, Trial
 from pipeline.run_folder import new_run
 from pipeline.schema.run import RunConfig
 from pipeline.search import propose
 from pipeline.shipment import Target, read_json
 from pipeline.space import Point
 from pipeline.start import provenance
-from pipeline.sweep_plan import TRIALS, Plan
+from pipeline.sweep_plan import Plan
 from pipeline.train import maker
 from pipeline.warm import LIKENESS, POINT, SCORE, likeness, past_sweeps, warm_points
 
-FILE, BEST_FILE, WARM_FILE = "sweep.yaml", "best.yaml", "warm.json"
-INTERRUPTED = "interrupted"
-"""The state of a trial that was begun and did not end, of a sweep that can go on."""
+WARM_FILE = "warm.json"
 Tell = Callable[[str], None]
 
 
@@ -50,7 +49,7 @@ class Sweeping:
 
     def run(self, number: int) -> Path:
         """The folder of a trial's run."""
-        return self.folder / TRIALS / f"{number:04d}"
+        return swept.run_of(self.folder, number)
 
     def begin(self, example: RunConfig) -> None:
         """Tell what is searched, and how, and on what data.
@@ -75,7 +74,7 @@ class Sweeping:
             }
         )
         told.tags({spool.KIND: swept.KIND, **({LIKENESS: json.dumps(like)} if like else {})})
-        told.artifact(self.folder / FILE)
+        told.artifact(self.folder / swept.CONFIG)
         told.status("RUNNING")
         told.close()
 
@@ -141,7 +140,7 @@ class Sweeping:
         """The run of a trial: its folder, its config, what is told at its start."""
         trial, run = self.ledger.trials[number], self.run(number)
         config = self.plan.trial(trial.point, self.folder)
-        origins = {} if (run / "config.yaml").exists() else {**provenance(config), **maker(self._make_learner)}
+        origins = {} if (run / CONFIG_FILE).exists() else {**provenance(config), **maker(self._make_learner)}
         new_run(config, run.name)
         tell_start(run, config, Index.without_shards(config.data.root), origins)
         told = spool.Spool(run)
@@ -172,24 +171,24 @@ class Sweeping:
         told.metrics(trial.steps, values | ({} if score is None else {SCORE: score}))
         told.close()
         self._told += 1
-        best = winner(self.ledger, asked.mode)
+        best = self._best()
         told = spool.Spool(self.folder)
         values = {"sweep/trial": trial.number, "sweep/meta_steps": trial.steps, "sweep/seconds": trial.seconds}
         values |= {} if score is None else {SCORE: score}
-        values |= {} if best is None else {"sweep/best_score": best.score(asked.mode) or 0.0}
+        values |= {} if best is None else {"sweep/best_score": best.score or 0.0}
         told.metrics(self._told, values)
         told.close()
         self._tell(self._line(trial, best))
 
-    def _line(self, trial: Trial, best: Trial | None) -> str:
+    def _line(self, trial: Trial, best: swept.Trial | None) -> str:
         """A trial's end in a line."""
-        mode, score = self.plan.sweep.mode, trial.score(self.plan.sweep.mode)
+        score = trial.score(self.plan.sweep.mode)
         of = "" if self.plan.sweep.trials is None else f"/{self.plan.sweep.trials}"
         start = f"[{self._told}{of}] trial {trial.number} {trial.state}"
         if trial.state == FAILED:
             return f"{start}: {trial.said}"
         found = "" if score is None else f": {score:.4f}"
-        leads = "" if best is None else f"; best {best.score(mode):.4f} of trial {best.number}"
+        leads = "" if best is None else f"; best {best.score:.4f} of trial {best.number}"
         return f"{start}{found} after {trial.steps} meta-steps, {trial.seconds:.0f} s ({in_words(trial.point)}){leads}"
 
     def settle(self) -> None:
@@ -209,18 +208,18 @@ class Sweeping:
         Raises:
             RunFailed: there is no best one.
         """
-        trials, best = list(self.ledger.trials.values()), winner(self.ledger, self.plan.sweep.mode)
+        trials, best = list(self.ledger.trials.values()), self._best()
         if best is None:
             said = next((trial.said for trial in trials if trial.said), "no trial has a value")
             raise RunFailed(f"{self.folder}: all {len(trials)} trials failed; the first: {said}")
-        run = self.run(best.number)
-        config = self.plan.trial(best.point, self.folder)
+        run, point = self.run(best.number), dict(best.point)
+        config = self.plan.trial(point, self.folder)
         if not is_concluded(run):
             tracked = config.tracking.model_copy(update={"model": self._is_served(config)})
             config = config.model_copy(update={"tracking": tracked})
             conclude(run, config, Index.open(config.data.root), self._make_learner)
-        ready = self.plan.config(best.point).model_copy(update={"name": f"{self.folder.name}-best"})
-        (self.folder / BEST_FILE).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
+        ready = self.plan.config(point).model_copy(update={"name": f"{self.folder.name}-best"})
+        (self.folder / swept.BEST).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
         test = read_json(run / RESULT_FILE)
         from pipeline import charts, sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
 
@@ -228,18 +227,27 @@ class Sweeping:
         shares = sweep_charts.importance_of(found).shares
         own = {"best": best.number, "importance": shares, "test": test["test"], "test_mode": test["mode"]}
         result = {**self._told_trials(), **own}
-        write(result, self.folder / RESULT_FILE)
+        write(result, self.folder / swept.RESULT)
         drawn = sweep_charts.draw(found, self.folder / charts.FOLDER)
         told = spool.Spool(self.folder)
         measured = test["test"][test["mode"]][test["test"]["metric"]]
         told.metrics(self._told, {"best/test": measured["mean"], "best/test_interval": measured["interval"]})
-        told.tags({"best.trial": str(best.number), "best.run": f"{TRIALS}/{run.name}"})
-        for name in (BEST_FILE, RESULT_FILE):
+        told.tags({"best.trial": str(best.number), "best.run": self._path(best.number)})
+        for name in (swept.BEST, swept.RESULT):
             told.artifact(self.folder / name)
         for path in drawn:
             told.artifact(path, charts.FOLDER)
         told.close()
         return result
+
+    def _best(self) -> swept.Trial | None:
+        """The best of the trials that are over."""
+        mode, over = self.plan.sweep.mode, [trial for trial in self.ledger.trials.values() if trial.is_over]
+        return swept.best_of([swept.known(self.folder, trial, mode, "RUNNING") for trial in over], mode)
+
+    def _path(self, number: int) -> str:
+        """Of a trial's run, inside the sweep's folder."""
+        return self.run(number).relative_to(self.folder).as_posix()
 
     def _is_served(self, config: RunConfig) -> bool:
         """Whether MLflow can have the best trial as a model: its task tells classes, and its config makes the learner."""
@@ -257,7 +265,7 @@ class Sweeping:
             rows.append(
                 {
                     "number": trial.number,
-                    "state": trial.state if trial.is_over else INTERRUPTED,
+                    "state": trial.state if trial.is_over else swept.INTERRUPTED,
                     "point": trial.point,
                     "origin": trial.origin,
                     "score": trial.score(asked.mode),
@@ -267,21 +275,11 @@ class Sweeping:
                     "attempts": trial.attempts,
                     "objectives": trial.objectives,
                     "exchanges": trial.exchanges,
-                    "run": f"{TRIALS}/{trial.number:04d}",
+                    "run": self._path(trial.number),
                     "said": trial.said,
                 }
             )
         return {"metric": asked.metric, "mode": asked.mode, "trials": rows}
-
-
-def winner(ledger: Ledger, mode: str) -> Trial | None:
-    """The trial with the best score, the first of equal ones; None where none has any."""
-    known = [trial for trial in ledger.trials.values() if trial.state in (FINISHED, STOPPED)]
-    scored = [(score, trial) for trial in known if (score := trial.score(mode)) is not None]
-    if not scored:
-        return None
-    best = (max if mode == "max" else min)(score for score, _ in scored)
-    return next(trial for score, trial in scored if score == best)
 
 
 def trained_s(run: Path) -> float:
