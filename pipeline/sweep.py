@@ -70,9 +70,8 @@ def sweep(
         try:
             from pipeline import tuning  # Ray Tune takes seconds
 
-            hands = tuning.Hands(ledger, sweeping.next, sweeping.moved, sweeping.run, sweeping.is_over, sweeping.heard)
             with stoppable(sweeping.ask_to_stop) as signals:
-                tuning.run_trials(plan.sweep, hands, example=example, notes=notes, make_learner=make_learner)
+                tuning.run_trials(sweeping, example=example, notes=notes)
             sweeping.settle()
             if sweeping.is_asked:
                 status = "KILLED"

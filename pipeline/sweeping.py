@@ -41,11 +41,15 @@ class Sweeping:
         self.plan, self.folder, self.ledger, self.target = plan, folder, ledger, target
         self.is_asked = False
         """Whether somebody asked to stop."""
-        self._make_learner, self._tell = make_learner, tell
+        self.make_learner, self._tell = make_learner, tell
         self._waiting = [n for n, trial in sorted(ledger.trials.items()) if not trial.is_over]
         self._told = sum(trial.is_over for trial in ledger.trials.values())
         self._first: list[tuple[Point, str]] = []
         """What is tried before the search, each with its origin."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, to restore it one day; that is never done."""
+        return {}
 
     def run(self, number: int) -> Path:
         """The folder of a trial's run."""
@@ -140,7 +144,7 @@ class Sweeping:
         """The run of a trial: its folder, its config, what is told at its start."""
         trial, run = self.ledger.trials[number], self.run(number)
         config = self.plan.trial(trial.point, self.folder)
-        origins = {} if (run / CONFIG_FILE).exists() else {**provenance(config), **maker(self._make_learner)}
+        origins = {} if (run / CONFIG_FILE).exists() else {**provenance(config), **maker(self.make_learner)}
         new_run(config, run.name)
         tell_start(run, config, Index.without_shards(config.data.root), origins)
         told = spool.Spool(run)
@@ -217,7 +221,7 @@ class Sweeping:
         if not is_concluded(run):
             tracked = config.tracking.model_copy(update={"model": self._is_served(config)})
             config = config.model_copy(update={"tracking": tracked})
-            conclude(run, config, Index.open(config.data.root), self._make_learner)
+            conclude(run, config, Index.open(config.data.root), self.make_learner)
         ready = self.plan.config(point).model_copy(update={"name": f"{self.folder.name}-best"})
         (self.folder / swept.BEST).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
         test = read_json(run / RESULT_FILE)
@@ -255,7 +259,7 @@ class Sweeping:
             servable.check(config)
         except InputError:
             return False
-        return not maker(self._make_learner)
+        return not maker(self.make_learner)
 
     def _told_trials(self) -> dict[str, Any]:
         """All trials as JSON values, by number."""
