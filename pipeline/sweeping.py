@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.data.index import Index
 from pipeline.errors import InputError, RunFailed
 from pipeline.evaluate import write
 from pipeline.ledger import FAILED, STOPPED, Ledger, Trial
+from pipeline.noise import Noise, Purpose
 from pipeline.run_folder import new_run
 from pipeline.schema.run import RunConfig
 from pipeline.search import propose
@@ -31,6 +32,8 @@ from pipeline.train import maker
 from pipeline.warm import LIKENESS, POINT, SCORE, likeness, past_sweeps, warm_points
 
 WARM_FILE = "warm.json"
+EXCHANGE = 2
+"""Tells the noise by which trials take over others' states from that of points, which is of 0 and 1 (`space.py`)."""
 Tell = Callable[[str], None]
 
 
@@ -125,6 +128,11 @@ class Sweeping:
             self._tell(f"{len(found)} points of {len(pasts)} past sweeps are tried first")
             write({"points": found}, file)
         return [(point, origin) for point, origin in read_json(file)["points"]]
+
+    def source(self, number: int, step: int, best: Iterable[int]) -> int:
+        """Which of the best trials another one goes on from after a meta-step: a function of the seed and these numbers."""
+        known = sorted(best)
+        return known[Noise(self.plan.sweep.seed, Purpose.TUNE, number, step, EXCHANGE).below(len(known))]
 
     def moved(self, number: int, source: int, step: int) -> RunConfig:
         """The config with which a trial goes on from another one's state."""

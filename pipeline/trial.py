@@ -146,12 +146,12 @@ class Trial(tune.Trainable):
         is_whole = newest is not None and newest >= self._config.meta.steps or not self._archive.stop_asked()
         told = {STEP: last, VALUE: values[last], DONE: True, ENDED: is_whole}
         if is_whole and self.setting.objectives and newest is not None:
-            told["objectives"] = json.dumps(self._costs(newest))
+            told["objectives"] = json.dumps(self._costs())
         return told
 
-    def _costs(self, step: int) -> dict[str, float]:
-        """The objectives besides the metric."""
-        costs = costs_of(self._config, self._archive.files(step), self.setting.make_learner)
+    def _costs(self) -> dict[str, float]:
+        """The objectives besides the metric, of the best checkpoint."""
+        costs = costs_of(self._config, self._archive.best(), self.setting.make_learner)
         return {name: costs[name] for name in self.setting.objectives}
 
 

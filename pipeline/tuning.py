@@ -205,7 +205,7 @@ def _scheduler(sweeping: Sweeping, example: RunConfig) -> TrialScheduler:
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, in which all wait for one another before an exchange, and the sweep says which point comes next."""
+    """Tune's, in which all wait for one another before an exchange; the sweep says who goes on from whom, and at which point."""
 
     def __init__(self, config: PbtConfig, sweeping: Sweeping):
         super().__init__(
@@ -222,6 +222,14 @@ class _Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller, trial) -> None:
         # Tune refuses searchers here, which hear nothing of exchanges; ours reads of them in the ledger.
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # pyright: ignore[reportArgumentType]
+
+    def _checkpoint_or_exploit(self, trial, tune_controller, upper_quantile, lower_quantile) -> None:
+        # Among several best ones Tune draws by Python's own generator, which nobody seeds; of one there is nothing to draw.
+        if trial in lower_quantile:
+            best = {other.config["number"]: other for other in upper_quantile}
+            step = int(self._trial_state[trial].last_train_time)
+            upper_quantile = [best[self._sweeping.source(trial.config["number"], step, best)]]
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
 
     def _get_new_config(self, trial, trial_to_clone) -> tuple[dict, dict]:
         number, source = trial.config["number"], trial_to_clone.config["number"]
