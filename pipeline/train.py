@@ -72,20 +72,15 @@ def fit(
         mirror.check(config.mirror)
     origins = {**lineage.origins(config, index), **maker(make_learner)} if is_new else {}
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
-    is_alone = config.workers.is_alone
     with ExitStack() as held:
         if not is_new:
             take(held, folder, copy)
             resumed_run(config, folder, allow_change=allow_change)
-        if not is_alone:
-            needs = config.workers.needs
-            held.enter_context(connected(config.workers.least, each=needs, wait_s=config.workers.wait_s))
-            preflight.check(config, uri)
+        places = {} if config.workers.is_alone else _connected(held, config, uri)
         if is_new:
             new_run(config, folder.name)
             take(held, folder, copy)
-        origins |= {} if is_alone else told_of_session()
-        tell_start(folder, config, index, origins)
+        tell_start(folder, config, index, {**origins, **places})
         if copy is not None:
             held.enter_context(mirror.Mirror(folder, copy))
         sender = tracking.Sender(folder, uri=uri, experiment=config.tracking.experiment, name=folder.name)
@@ -107,6 +102,14 @@ def fit(
             tell_end(folder, status)
             is_sent = sender.stop(config.tracking.flush_s)
     return Finished(folder, result, finished_text(folder, result, uri, is_sent=is_sent))
+
+
+def _connected(held: ExitStack, config: RunConfig, uri: str) -> dict[str, str]:
+    """Have a Ray session with room for the run, whose nodes are fit for it; as tags, which one that is."""
+    workers = config.workers
+    held.enter_context(connected(workers.least, each=workers.needs, wait_s=workers.wait_s))
+    preflight.check(config, uri)
+    return told_of_session()
 
 
 def _trained(folder: Path, config: RunConfig, make_learner: MakeLearner, watch: Watch) -> list[int]:
