@@ -36,6 +36,7 @@ LAYERS = {
         "faults",
         "build",
         "build_mixture",
+        "build_outer",
         "build_schedule",
         "build_shape",
         "build_task",
