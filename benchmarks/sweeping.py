@@ -16,7 +16,8 @@ from pipeline import sweep, sweep_plan
 from pipeline.config import read
 from pipeline.ledger import FILE, Trial, events, trials_of
 from pipeline.session import connected
-from pipeline.sweeping import BEST_FILE, trained_s
+from pipeline.sweeping import trained_s
+from pipeline.swept import BEST, run_of
 
 CONFIG = Path(__file__).parents[1] / "configs/sweep/glyphs-maml.yaml"
 SEEDS = (0, 1, 2)
@@ -33,7 +34,7 @@ def swept(name: str, runs: Path, **changes: Any) -> Path:
     tree = read(CONFIG, [f"{key}={value}" for key, value in changes.items()])
     tree["evaluate"]["episodes"] = 100
     tree |= {"name": name, "runs": str(runs.absolute())}
-    if not (runs / name / BEST_FILE).exists():
+    if not (runs / name / BEST).exists():
         sweep.sweep(sweep_plan.plan_of(tree, name), tell=print, resume=runs / name if (runs / name).exists() else None)
     return runs / name
 
@@ -41,7 +42,7 @@ def swept(name: str, runs: Path, **changes: Any) -> Path:
 def overheads(folder: Path) -> list[float]:
     """Seconds of each trial but those of its meta-steps, in the order in which they began; the first of each actor left out."""
     trials = sorted(trials_of(folder).values(), key=lambda trial: trial.number)
-    return [trial.seconds - trained_s(folder / "trials" / f"{trial.number:04d}") for trial in trials[2:]]
+    return [trial.seconds - trained_s(run_of(folder, trial.number)) for trial in trials[2:]]
 
 
 def reached(folder: Path, value: float) -> tuple[float, float]:

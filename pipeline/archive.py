@@ -158,6 +158,10 @@ class Folder(Archive):
     def stop_asked(self) -> bool:
         return (self.run / STOP_FILE).exists()
 
+    def best(self) -> Files:
+        """The best checkpoint by validation; `InputError` if none is whole."""
+        return checkpoint.files_of(checkpoint.best(self.run))
+
     def ask_to_stop(self, asked: bool) -> None:
         """Have the run stop after the meta-step it is in, or no longer."""
         if asked:

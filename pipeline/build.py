@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, assert_never
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, Optimizer
 
 from pipeline.build_amortised import amortised_learner
 from pipeline.build_encoder import Encoder, encoder, gives_maps, modality_channels, standard, told
@@ -62,7 +60,7 @@ from pipeline.schema.learner import (
     SvmConfig,
     WccnConfig,
 )
-from pipeline.schema.run import AdamConfig, ConstantConfig, CosineConfig, MomentumConfig, RunConfig, StepConfig
+from pipeline.schema.run import RunConfig
 from pipeline.schema.task import DetectionConfig, SegmentationConfig
 from pipeline.tasks.task import Task
 
@@ -287,31 +285,6 @@ def _check_ways(config: RunConfig, way_out: str = "") -> None:
             f"evaluate.ways = {config.evaluate.ways} but data.ways = {config.data.ways}: the head of a {config.learner.kind} "
             f"learner has one output per way; make them equal{way_out}"
         )
-
-
-def optimizer(config: RunConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The outer optimizer."""
-    match config.meta.optimizer:
-        case AdamConfig(lr=lr, weight_decay=decay):
-            return Adam(parameters, lr=lr, weight_decay=decay)
-        case MomentumConfig(lr=lr, momentum=momentum, weight_decay=decay):
-            return SGD(parameters, lr=lr, momentum=momentum, weight_decay=decay)
-        case _ as never:
-            assert_never(never)
-
-
-def rate(config: RunConfig, step: int) -> float:
-    """The outer learning rate of a meta-step: a pure function, so that a resume has nothing to restore."""
-    base = config.meta.optimizer.lr
-    match config.meta.schedule:
-        case ConstantConfig():
-            return base
-        case CosineConfig(floor=floor):
-            return base * (floor + (1 - floor) * (1 + math.cos(math.pi * step / config.meta.steps)) / 2)
-        case StepConfig(every=every, factor=factor):
-            return base * factor ** (step // every)
-        case _ as never:
-            assert_never(never)
 
 
 def training_place(config: RunConfig, index: Index, device: torch.device) -> Place:

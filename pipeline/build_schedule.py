@@ -8,7 +8,7 @@ from typing import assert_never
 from pipeline.data.index import Index
 from pipeline.data.root import Root
 from pipeline.data.sampler import QUARTER_TURNS, UNIFORM, classes_of
-from pipeline.data.schedules import Difficult, Diverse, Likeness, Scheduling, likeness_of
+from pipeline.data.schedules import ByLikeness, Likeness, Scheduling, likeness_of
 from pipeline.errors import InputError
 from pipeline.schema.data import DifficultyConfig, DiversityConfig, ScheduledConfig, UniformConfig
 from pipeline.schema.run import RunConfig
@@ -26,10 +26,8 @@ def schedule(config: RunConfig, index: Index) -> Scheduling:
     match config.data.schedule:
         case UniformConfig():
             return UNIFORM
-        case DifficultyConfig(share=share, reach=reach) as chosen:
-            return Difficult(_likeness(config, chosen, index), share, reach)
-        case DiversityConfig(share=share, reach=reach) as chosen:
-            return Diverse(_likeness(config, chosen, index), share, reach)
+        case DifficultyConfig(kind=kind) | DiversityConfig(kind=kind) as chosen:
+            return ByLikeness(kind, _likeness(config, chosen, index), chosen.share, chosen.reach)
         case _ as never:
             assert_never(never)
 

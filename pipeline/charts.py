@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,8 @@ from pipeline.tasks.detection import recall_curves
 from pipeline.tasks.segmentation import foreground_curve
 from pipeline.tasks.verification import trials
 
+FOLDER = "pictures"
+"""Where they are, in a run's folder or a sweep's."""
 CURVE_EPISODES = 50
 """Of the test episodes, how many the curve of adaptation is a mean over."""
 IOUS = (0.5, 0.75)
@@ -42,6 +45,10 @@ BINS, TAIL = 60, 0.002
 """Bins of scores, and what share of all scores lies beyond them on either side, counted in the outermost."""
 MOST_POINTS = 2000
 """Of a receiver operating characteristic, in the file beside its picture."""
+
+
+Make = Callable[[Path], list[Path]]
+"""Draws into a PNG file, writes the numbers beside it, and says what it made."""
 
 
 class Measured(NamedTuple):
@@ -71,6 +78,27 @@ class Measured(NamedTuple):
         """What was measured, in words."""
         shape = evaluation_shape(self.config)
         return f"{len(self.judgements)} episodes, {in_words(shape.told())}, {self.mode.value}"
+
+
+def drawn(pictures: Iterable[tuple[str, Make]], folder: Path, *, again: str) -> list[Path]:
+    """Draw pictures, each by its name, into a folder; the files made.
+
+    One that cannot be drawn costs the run nothing: it is left out with a warning on stderr, which names the command that tries
+    `again`.
+    """
+    made: list[Path] = []
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in pictures:
+        try:
+            made += make(folder / f"{name}.png")
+        # Whatever goes wrong here, what was measured is kept.
+        except Exception as error:
+            said = str(error).partition("\n")[0]
+            print(
+                f"warning: {folder / name}.png could not be drawn ({type(error).__name__}: {said}); {again} tries again",
+                file=sys.stderr,
+            )
+    return made
 
 
 def table(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

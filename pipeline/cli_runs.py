@@ -132,9 +132,8 @@ def evaluate(
     runs: Runs = Path("runs"),
 ) -> None:
     """Measure a checkpoint on frozen episodes, inductively and transductively; of several seeds, how far they lie apart."""
-    from pipeline import restore, seeds
+    from pipeline import restore
     from pipeline.data.root import root_of
-    from pipeline.watch import counting
 
     named = data or []
     if settings is not None and (len(targets) > 1 or table or pairs or workers > 1 or test_steps is not None):
@@ -161,20 +160,13 @@ def evaluate(
         _pairs_told(restore.find(targets[0], runs), other, mirror=mirror, is_json=json)
         return
     if len(targets) > 1:
-        options = {"split": split, "episodes": episodes, "workers": workers}
-        with counting("evaluating", "runs") as progress:
-            summary = seeds.evaluate_all(
-                targets, runs, data=other, asked=asked, test_steps=test_steps, progress=progress, **options
-            )
-        _spread_told(summary, runs, is_json=json)
+        options = {"data": other, "asked": asked, "test_steps": test_steps, "split": split, "episodes": episodes}
+        _seeds_told(targets, runs, is_json=json, workers=workers, **options)
         return
     path = restore.find(targets[0], runs)
     subject = restore.subject_of(path, data=other, asked=asked, test_steps=test_steps)
     if settings is not None:
-        from pipeline import choice_report, evaluate_settings
-
-        found = evaluate_settings.evaluate_settings(path, subject, settings, split=split, episodes=episodes)
-        choice_report.settings_told(found, is_json=json)
+        _settings_told(path, subject, settings, split, episodes=episodes, is_json=json)
         return
     _scores_told(subject, split, episodes=episodes, workers=workers, is_json=json)
 
@@ -264,6 +256,14 @@ def _scores_told(subject: Subject, split: str, *, episodes: int, workers: int, i
         report.print_scores({f"{path.name} {name}".rstrip(): own for name, own in told.items()})
 
 
+def _settings_told(path: Path, subject: Subject, settings: str, split: str, *, episodes: int, is_json: bool) -> None:
+    """Measure settings chosen for each episode against the config's, and print both."""
+    from pipeline import choice_report, evaluate_settings
+
+    found = evaluate_settings.evaluate_settings(path, subject, settings, split=split, episodes=episodes)
+    choice_report.settings_told(found, is_json=is_json)
+
+
 def _pairs_told(path: Path, data: Root | None, *, mirror: bool, is_json: bool) -> None:
     """Judge pairs, keep what was found of a run's own data, and print it."""
     import json
@@ -308,6 +308,16 @@ def _table_told(
         print(found.as_markdown())
         print(f"kept in {folder}")
     _warn_unless(sent.complete)
+
+
+def _seeds_told(targets: list[Path], runs: Path, *, is_json: bool, **asked: Any) -> None:
+    """Measure several seeds of one config, keep how far they lie apart and print it."""
+    from pipeline import seeds
+    from pipeline.watch import counting
+
+    with counting("evaluating", "runs") as progress:
+        summary = seeds.evaluate_all(targets, runs, progress=progress, **asked)
+    _spread_told(summary, runs, is_json=is_json)
 
 
 def _spread_told(summary: Summary, runs: Path, *, is_json: bool) -> None:

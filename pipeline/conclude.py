@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import checkpoint, evaluate, lineage, machine, register, restore, spool, tracking
+from pipeline.archive import CONFIG_FILE
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import fingerprints
 from pipeline.config import dump, fingerprint, flatten, parse
@@ -52,7 +53,7 @@ def tell_start(run: Path, config: RunConfig, index: Index, origins: Mapping[str,
     )
     for name, values in lineage.data_sets(config, index):
         told.data(name, values)
-    told.artifact(run / "config.yaml")
+    told.artifact(run / CONFIG_FILE)
     told.status("RUNNING")
     told.close()
 

@@ -144,6 +144,10 @@ class Distant(Archive):
     def keep_plan(self, name: str, text: str) -> None:
         self._done("keep_plan", name, text)
 
+    def best(self) -> Files:
+        """As `Folder.best`."""
+        return self._done("best", limit_s=SAVE_S)
+
     def series(self, name: str, after: int) -> dict[int, float]:
         """As `Folder.series`."""
         return self._done("series", name, after)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline import build, charts, evaluate, restore
-from pipeline.charts import Measured
+from pipeline.charts import Make, Measured
 from pipeline.episode import Episode
 from pipeline.judging import Judgement
 from pipeline.learners.gradient import GradientLearner
@@ -29,12 +28,6 @@ from pipeline.tasks.classification import Classification
 from pipeline.tasks.detection import Detection, detections
 from pipeline.tasks.segmentation import Segmentation
 from pipeline.tasks.verification import Verification
-
-FOLDER = "pictures"
-
-Make = Callable[[Path], list[Path]]
-"""Draws into a PNG file, writes the numbers beside it, and says what it made."""
-
 
 Untrained = Callable[[], Learner]
 """Makes the learner as its run began."""
@@ -52,32 +45,18 @@ def draw(
 ) -> list[Path]:
     """Draw what there is to see of a run, by what each of its test episodes said; the files made.
 
-    `floor` is the headline of the untrained learner. A picture that cannot be drawn costs the run nothing: it is left out with a
-    warning on stderr.
+    `floor` is the headline of the untrained learner. A picture that cannot be drawn is a warning.
     """
-    folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
     config, learner, mode = found.config, found.learner, Mode(found.config.evaluate.mode)
     judgements = [row[mode] for row in rows]
     classes = [draw.classes for draw in evaluate.draws_of(found, config.data.test, len(rows))]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bring = build.place(config, device)
     measured = Measured(config, found.index, learner.to(device), bring, mode, judgements, classes)
-    made: list[Path] = []
     with one_thread():
         untrained = cache(lambda: restore.restored(subject._replace(checkpoint="")).learner.to(device))
-        for name, make in _pictures(run, untrained, measured, floor):
-            try:
-                made += make(folder / f"{name}.png")
-            # Whatever goes wrong here, the run has its figures.
-            except Exception as error:
-                said = str(error).partition("\n")[0]
-                print(
-                    f"warning: {folder / name}.png could not be drawn ({type(error).__name__}: {said}); "
-                    f"metashard show {run} --redraw tries again",
-                    file=sys.stderr,
-                )
-    return made
+        pictures = _pictures(run, untrained, measured, floor)
+        return charts.drawn(pictures, run / charts.FOLDER, again=f"metashard show {run} --redraw")
 
 
 def _pictures(run: Path, untrained: Untrained, measured: Measured, floor: float) -> Iterator[tuple[str, Make]]:

@@ -37,8 +37,6 @@ class Trial:
     values: dict[int, float] = field(default_factory=dict)
     seconds: float = 0.0
     """From begin to end, all attempts together."""
-    trained_s: float = 0.0
-    """Of these, what meta-steps and validations took."""
     objectives: dict[str, float] = field(default_factory=dict)
     exchanges: list[dict[str, Any]] = field(default_factory=list)
     """Of whom it took over the state, after which meta-step, and with which point it went on."""
@@ -104,8 +102,7 @@ class _Known:
                 _pause(trial, time_s)
             case "ended":
                 _pause(trial, time_s)
-                trial.state, trial.said = event["state"], event["said"]
-                trial.trained_s, trial.objectives = event["trained_s"], event["objectives"]
+                trial.state, trial.said, trial.objectives = event["state"], event["said"], event["objectives"]
 
 
 def trials_of(sweep: Path) -> dict[int, Trial]:
@@ -184,17 +181,9 @@ class Ledger:
         """A failure after which the trial is tried again."""
         self._write("failed_once", number, said=said)
 
-    def ended(
-        self,
-        number: int,
-        state: str,
-        *,
-        said: str = "",
-        trained_s: float = 0.0,
-        objectives: dict[str, float] | None = None,
-    ) -> None:
+    def ended(self, number: int, state: str, *, said: str = "", objectives: dict[str, float] | None = None) -> None:
         """The trial is over, in one of the states that are."""
-        self._write("ended", number, state=state, said=said, trained_s=trained_s, objectives=objectives or {})
+        self._write("ended", number, state=state, said=said, objectives=objectives or {})
 
     def _write(self, kind: str, number: int | None = None, **values: Any) -> None:
         event = {"t": time.time(), "event": kind, **({} if number is None else {"trial": number}), **values}

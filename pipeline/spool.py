@@ -257,9 +257,14 @@ def id_of(content: bytes) -> str:
 
 def is_open(run_dir: Path) -> bool:
     """Whether a living process has the spool open, as far as this machine can tell."""
+    return is_held(run_dir / FILE, fcntl.LOCK_EX)
+
+
+def is_held(path: Path, wanted: int) -> bool:
+    """Whether a living process has locked a file against this lock (fcntl.LOCK_EX, LOCK_SH), as far as this machine can tell."""
     try:
-        with (run_dir / FILE).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with path.open("rb") as file:
+            fcntl.flock(file, wanted | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:

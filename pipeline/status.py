@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from pipeline import spool
+from pipeline.lease import LOCK_FILE
 
 # A run of whose writers nothing can be seen, as on another machine, counts as interrupted after this silence.
 SILENCE_S = 120
@@ -21,12 +22,5 @@ def status_of(run: Path, past: spool.History) -> str:
 def _is_alive(run: Path) -> bool:
     if spool.is_open(run) or time.time() - (run / spool.FILE).stat().st_mtime < SILENCE_S:
         return True
-    try:
-        # Held by whoever drives the run, also while nothing is tracked, as during an evaluation.
-        with (run / "lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    # Held by whoever drives the run, also while nothing is tracked, as during an evaluation.
+    return spool.is_held(run / LOCK_FILE, fcntl.LOCK_SH)

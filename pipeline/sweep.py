@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +20,10 @@ from pipeline.ledger import Ledger
 from pipeline.schema.run import RunConfig
 from pipeline.session import connected
 from pipeline.shipment import Target
-from pipeline.sweep_plan import TRIALS, Plan, changed, check
-from pipeline.sweeping import BEST_FILE, FILE, Sweeping, Tell, in_words
-from pipeline.train import DRAINED, DRAINS
+from pipeline.stopping import exit_code, stoppable
+from pipeline.sweep_plan import Plan, changed, check
+from pipeline.sweeping import Sweeping, Tell, in_words
+from pipeline.swept import BEST, CONFIG
 
 
 class Swept(NamedTuple):
@@ -72,13 +70,12 @@ def sweep(
         try:
             from pipeline import tuning  # Ray Tune takes seconds
 
-            hands = tuning.Hands(ledger, sweeping.next, sweeping.moved, sweeping.run, sweeping.is_over, sweeping.heard)
-            with _stoppable(sweeping) as signals:
-                tuning.run_trials(plan.sweep, hands, example=example, notes=notes, make_learner=make_learner)
+            with stoppable(sweeping.ask_to_stop) as signals:
+                tuning.run_trials(sweeping, example=example, notes=notes)
             sweeping.settle()
             if sweeping.is_asked:
                 status = "KILLED"
-                return Swept(folder, {}, _stopped_text(folder), DRAINED if set(signals) & set(DRAINS) else 0)
+                return Swept(folder, {}, _stopped_text(folder), exit_code(signals))
             result = sweeping.conclude()
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -97,66 +94,40 @@ def _folder(plan: Plan, example: RunConfig, resume: Path | None) -> Path:
         InputError: the name is taken, or what is to go on is another sweep.
     """
     folder = resume or example.runs / example.name
+    if not (folder / CONFIG).exists():
+        if resume is not None:
+            raise InputError(f"--resume {folder}: not a sweep's folder; `metashard runs` lists the sweeps")
+        if folder.exists():
+            raise InputError(f"name = {example.name}: {folder} is there already; choose another name")
+        return folder
     try:
-        before = yaml.safe_load((folder / FILE).read_text())
-    except FileNotFoundError:
-        if resume is None and not folder.exists():
-            return folder
-        what = (
-            f"--resume {folder}: not a sweep's folder"
-            if resume
-            else f"name = {example.name}: {folder} is there already"
-        )
-        raise InputError(
-            f"{what}; `metashard runs` lists the sweeps" if resume else f"{what}; choose another name"
-        ) from None
+        before = yaml.safe_load((folder / CONFIG).read_text())
     except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / FILE} cannot be read ({error}); bring it back, or choose another name") from error
-    lines = changed(before, plan.tree)
-    if resume is None:
-        another = f"with another search space ({'; '.join(lines)})" if lines else "with this very search space"
-        way = "choose another name" if lines else f"go on with it by --resume {folder.name}, or choose another name"
-        raise InputError(f"name = {example.name}: a sweep of this name is in {folder} {another}; {way}")
-    if lines:
         raise InputError(
-            f"--resume {folder}: its search is another one: {'; '.join(lines)}; undo that or choose another name"
+            f"{folder / CONFIG} cannot be read ({error}); bring it back, or choose another name"
+        ) from error
+    differing = "; ".join(changed(before, plan.tree))
+    if resume is None:
+        taken = f"name = {example.name}: a sweep of this name is in {folder} with"
+        if differing:
+            raise InputError(f"{taken} another search space ({differing}); choose another name")
+        raise InputError(
+            f"{taken} this very search space; go on with it by --resume {folder.name}, or choose another name"
         )
+    if differing:
+        raise InputError(f"--resume {folder}: its search is another one: {differing}; undo that or choose another name")
     return folder
 
 
 def _made(plan: Plan, folder: Path) -> None:
     """The folder with the sweep's file in it."""
     try:
-        (folder / TRIALS).mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{FILE}.partial"
+        (folder / tracking.TRIALS).mkdir(parents=True, exist_ok=True)
+        partial = folder / f".{CONFIG}.partial"
         partial.write_text(yaml.safe_dump(plan.tree, sort_keys=False))
-        partial.replace(folder / FILE)
+        partial.replace(folder / CONFIG)
     except OSError as error:
         raise InputError(f"runs = {folder.parent}: {error.strerror}; name a folder that can be written") from error
-
-
-@contextmanager
-def _stoppable(sweeping: Sweeping) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM or SIGUSR1 has every trial save and stop; Ctrl-C once more does not wait. Gives the signals that came."""
-    came: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        came.append(number)
-        if len(came) == 1:
-            sweeping.is_asked = True
-            print("stopping all trials, with a checkpoint each; once more: at once", file=sys.stderr, flush=True)
-        elif number != signal.SIGUSR1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *DRAINS)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _taken_over() -> None:
@@ -179,7 +150,7 @@ def _finished_text(folder: Path, result: dict[str, Any], uri: str, *, is_sent: b
         f"sweep      {folder}: {len(states)} trials ({counts})",
         f"best       trial {best['number']}: {result['metric']} {best['score']:.4f} with {in_words(best['point'])}",
         f"test       {result['test_mode']} {metric} {ranged(metric, test[metric])}, of this one trial",
-        f"config     {folder / BEST_FILE}: metashard train {folder / BEST_FILE}",
+        f"config     {folder / BEST}: metashard train {folder / BEST}",
         f"MLflow     run {tracking.run_id_of(folder) or 'not sent yet'} in {tracking.plain_uri(uri)}",
         "open it    metashard ui" if is_sent else "MLflow has not got everything; send the rest: metashard sync",
     ]

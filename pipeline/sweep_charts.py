@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.charts import table
+from pipeline.charts import Make, drawn, table
 from pipeline.importance import Importance, importance
 from pipeline.pictures import sweeps
 from pipeline.pictures.sweeps import Axis, Outcome
 from pipeline.space import CHOICE, Dimension
 from pipeline.swept import Sweep, Trial, counts
 
-FOLDER = "pictures"
 LESS = "less is better"
-
-Make = Callable[[Path], list[Path]]
 
 
 def draw(sweep: Sweep, folder: Path) -> list[Path]:
-    """Draw what there is to see of a sweep into a folder; the files made.
-
-    A picture that cannot be drawn costs the sweep nothing: it is left out with a warning on stderr.
-    """
-    made: list[Path] = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, make in _pictures(sweep):
-        try:
-            made += make(folder / f"{name}.png")
-        # Whatever goes wrong here, the sweep has its figures.
-        except Exception as error:
-            said = str(error).partition("\n")[0]
-            print(
-                f"warning: {folder / name}.png could not be drawn ({type(error).__name__}: {said}); "
-                f"metashard report {sweep.folder} tries again",
-                file=sys.stderr,
-            )
-    return made
+    """Draw what there is to see of a sweep into a folder; the files made. A picture that cannot be drawn is a warning."""
+    return drawn(_pictures(sweep), folder, again=f"metashard report {sweep.folder}")
 
 
 def importance_of(sweep: Sweep) -> Importance:
@@ -143,7 +123,3 @@ def _drawn(sweep: Sweep, trial: Trial, point: dict[str, Any]) -> sweeps.Trial:
 
 def _plain(given: Any) -> Any:
     return "" if given is None else given
-
-
-def _is_number(given: Any) -> bool:
-    return isinstance(given, int | float) and not isinstance(given, bool)

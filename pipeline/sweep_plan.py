@@ -16,9 +16,9 @@ from pipeline.schema.run import RunConfig
 from pipeline.schema.sweep import PbtConfig, SweepConfig
 from pipeline.schema.values import Config
 from pipeline.space import Point, Space
+from pipeline.swept import SECTION
+from pipeline.tracking import TRIALS
 
-SECTION = "sweep"
-TRIALS = "trials"
 MOST_BUILT = 32
 """Corners of different shapes for which a learner is built and an episode drawn before the first trial."""
 MAY_CHANGE = ("trials", "meta_steps", "hours", "concurrent", "retries", "storage")

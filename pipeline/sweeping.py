@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipeline import checkpoint, failures, spool, swept, tracking
+from pipeline.archive import CONFIG_FILE
 from pipeline.build import MakeLearner
 from pipeline.conclude import RESULT_FILE, conclude, tell_end, tell_start
 from pipeline.config import dump
 from pipeline.data.index import Index
 from pipeline.errors import RunFailed
 from pipeline.evaluate import write
-from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger, Trial
+from pipeline.ledger import FAILED, STOPPED, Ledger, Trial
+from pipeline.noise import Noise, Purpose
 from pipeline.run_folder import new_run
 from pipeline.schema.run import RunConfig
 from pipeline.search import propose
 from pipeline.shipment import Target, read_json
 from pipeline.space import Point
 from pipeline.start import provenance
-from pipeline.sweep_plan import TRIALS, Plan
+from pipeline.sweep_plan import Plan
 from pipeline.train import maker
 from pipeline.warm import LIKENESS, POINT, SCORE, likeness, past_sweeps, warm_points
 
-FILE, BEST_FILE, WARM_FILE = "sweep.yaml", "best.yaml", "warm.json"
-INTERRUPTED = "interrupted"
-"""The state of a trial that was begun and did not end, of a sweep that can go on."""
+WARM_FILE = "warm.json"
+EXCHANGE = 2
+"""Tells the noise by which trials take over others' states from that of points, which is of 0 and 1 (`space.py`)."""
 Tell = Callable[[str], None]
 
 
@@ -41,15 +44,19 @@ class Sweeping:
         self.plan, self.folder, self.ledger, self.target = plan, folder, ledger, target
         self.is_asked = False
         """Whether somebody asked to stop."""
-        self._make_learner, self._tell = make_learner, tell
+        self.make_learner, self._tell = make_learner, tell
         self._waiting = [n for n, trial in sorted(ledger.trials.items()) if not trial.is_over]
         self._told = sum(trial.is_over for trial in ledger.trials.values())
         self._first: list[tuple[Point, str]] = []
         """What is tried before the search, each with its origin."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles what it is given, to restore it one day; that is never done."""
+        return {}
+
     def run(self, number: int) -> Path:
         """The folder of a trial's run."""
-        return self.folder / TRIALS / f"{number:04d}"
+        return swept.run_of(self.folder, number)
 
     def begin(self, example: RunConfig) -> None:
         """Tell what is searched, and how, and on what data.
@@ -74,9 +81,14 @@ class Sweeping:
             }
         )
         told.tags({spool.KIND: swept.KIND, **({LIKENESS: json.dumps(like)} if like else {})})
-        told.artifact(self.folder / FILE)
+        told.artifact(self.folder / swept.CONFIG)
         told.status("RUNNING")
         told.close()
+
+    def ask_to_stop(self) -> None:
+        """Somebody wants all trials to save and stop."""
+        self.is_asked = True
+        print("stopping all trials, with a checkpoint each; once more: at once", file=sys.stderr, flush=True)
 
     def is_over(self) -> bool:
         """Whether somebody asked to stop or a budget is spent."""
@@ -117,6 +129,11 @@ class Sweeping:
             write({"points": found}, file)
         return [(point, origin) for point, origin in read_json(file)["points"]]
 
+    def source(self, number: int, step: int, best: Iterable[int]) -> int:
+        """Which of the best trials another one goes on from after a meta-step: a function of the seed and these numbers."""
+        known = sorted(best)
+        return known[Noise(self.plan.sweep.seed, Purpose.TUNE, number, step, EXCHANGE).below(len(known))]
+
     def moved(self, number: int, source: int, step: int) -> RunConfig:
         """The config with which a trial goes on from another one's state."""
         scheduler, theirs = self.plan.sweep.scheduler, self.ledger.trials[source].point
@@ -135,7 +152,7 @@ class Sweeping:
         """The run of a trial: its folder, its config, what is told at its start."""
         trial, run = self.ledger.trials[number], self.run(number)
         config = self.plan.trial(trial.point, self.folder)
-        origins = {} if (run / "config.yaml").exists() else {**provenance(config), **maker(self._make_learner)}
+        origins = {} if (run / CONFIG_FILE).exists() else {**provenance(config), **maker(self.make_learner)}
         new_run(config, run.name)
         tell_start(run, config, Index.without_shards(config.data.root), origins)
         told = spool.Spool(run)
@@ -166,24 +183,24 @@ class Sweeping:
         told.metrics(trial.steps, values | ({} if score is None else {SCORE: score}))
         told.close()
         self._told += 1
-        best = winner(self.ledger, asked.mode)
+        best = self._best()
         told = spool.Spool(self.folder)
         values = {"sweep/trial": trial.number, "sweep/meta_steps": trial.steps, "sweep/seconds": trial.seconds}
         values |= {} if score is None else {SCORE: score}
-        values |= {} if best is None else {"sweep/best_score": best.score(asked.mode) or 0.0}
+        values |= {} if best is None else {"sweep/best_score": best.score or 0.0}
         told.metrics(self._told, values)
         told.close()
         self._tell(self._line(trial, best))
 
-    def _line(self, trial: Trial, best: Trial | None) -> str:
+    def _line(self, trial: Trial, best: swept.Trial | None) -> str:
         """A trial's end in a line."""
-        mode, score = self.plan.sweep.mode, trial.score(self.plan.sweep.mode)
+        score = trial.score(self.plan.sweep.mode)
         of = "" if self.plan.sweep.trials is None else f"/{self.plan.sweep.trials}"
         start = f"[{self._told}{of}] trial {trial.number} {trial.state}"
         if trial.state == FAILED:
             return f"{start}: {trial.said}"
         found = "" if score is None else f": {score:.4f}"
-        leads = "" if best is None else f"; best {best.score(mode):.4f} of trial {best.number}"
+        leads = "" if best is None else f"; best {best.score:.4f} of trial {best.number}"
         return f"{start}{found} after {trial.steps} meta-steps, {trial.seconds:.0f} s ({in_words(trial.point)}){leads}"
 
     def settle(self) -> None:
@@ -203,37 +220,46 @@ class Sweeping:
         Raises:
             RunFailed: there is no best one.
         """
-        trials, best = list(self.ledger.trials.values()), winner(self.ledger, self.plan.sweep.mode)
+        trials, best = list(self.ledger.trials.values()), self._best()
         if best is None:
             said = next((trial.said for trial in trials if trial.said), "no trial has a value")
             raise RunFailed(f"{self.folder}: all {len(trials)} trials failed; the first: {said}")
-        run = self.run(best.number)
-        config = self.plan.trial(best.point, self.folder)
+        run, point = self.run(best.number), dict(best.point)
+        config = self.plan.trial(point, self.folder)
         if not is_concluded(run):
-            tracked = config.tracking.model_copy(update={"model": not maker(self._make_learner)})
+            tracked = config.tracking.model_copy(update={"model": not maker(self.make_learner)})
             config = config.model_copy(update={"tracking": tracked})
-            conclude(run, config, Index.open(config.data.root), self._make_learner)
-        ready = self.plan.config(best.point).model_copy(update={"name": f"{self.folder.name}-best"})
-        (self.folder / BEST_FILE).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
+            conclude(run, config, Index.open(config.data.root), self.make_learner)
+        ready = self.plan.config(point).model_copy(update={"name": f"{self.folder.name}-best"})
+        (self.folder / swept.BEST).write_text(yaml.safe_dump(dump(ready), sort_keys=False))
         test = read_json(run / RESULT_FILE)
-        from pipeline import sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
+        from pipeline import charts, sweep_charts  # matplotlib and scikit-learn, seconds without which a sweep starts
 
         found = swept.read(self.folder)
         shares = sweep_charts.importance_of(found).shares
         own = {"best": best.number, "importance": shares, "test": test["test"], "test_mode": test["mode"]}
         result = {**self._told_trials(), **own}
-        write(result, self.folder / RESULT_FILE)
-        drawn = sweep_charts.draw(found, self.folder / sweep_charts.FOLDER)
+        write(result, self.folder / swept.RESULT)
+        drawn = sweep_charts.draw(found, self.folder / charts.FOLDER)
         told = spool.Spool(self.folder)
         measured = test["test"][test["mode"]][test["test"]["metric"]]
         told.metrics(self._told, {"best/test": measured["mean"], "best/test_interval": measured["interval"]})
-        told.tags({"best.trial": str(best.number), "best.run": f"{TRIALS}/{run.name}"})
-        for name in (BEST_FILE, RESULT_FILE):
+        told.tags({"best.trial": str(best.number), "best.run": self._path(best.number)})
+        for name in (swept.BEST, swept.RESULT):
             told.artifact(self.folder / name)
         for path in drawn:
-            told.artifact(path, sweep_charts.FOLDER)
+            told.artifact(path, charts.FOLDER)
         told.close()
         return result
+
+    def _best(self) -> swept.Trial | None:
+        """The best of the trials that are over."""
+        mode, over = self.plan.sweep.mode, [trial for trial in self.ledger.trials.values() if trial.is_over]
+        return swept.best_of([swept.known(self.folder, trial, mode, "RUNNING") for trial in over], mode)
+
+    def _path(self, number: int) -> str:
+        """Of a trial's run, inside the sweep's folder."""
+        return self.run(number).relative_to(self.folder).as_posix()
 
     def _told_trials(self) -> dict[str, Any]:
         """All trials as JSON values, by number."""
@@ -243,7 +269,7 @@ class Sweeping:
             rows.append(
                 {
                     "number": trial.number,
-                    "state": trial.state if trial.is_over else INTERRUPTED,
+                    "state": trial.state if trial.is_over else swept.INTERRUPTED,
                     "point": trial.point,
                     "origin": trial.origin,
                     "score": trial.score(asked.mode),
@@ -253,21 +279,11 @@ class Sweeping:
                     "attempts": trial.attempts,
                     "objectives": trial.objectives,
                     "exchanges": trial.exchanges,
-                    "run": f"{TRIALS}/{trial.number:04d}",
+                    "run": self._path(trial.number),
                     "said": trial.said,
                 }
             )
         return {"metric": asked.metric, "mode": asked.mode, "trials": rows}
-
-
-def winner(ledger: Ledger, mode: str) -> Trial | None:
-    """The trial with the best score, the first of equal ones; None where none has any."""
-    known = [trial for trial in ledger.trials.values() if trial.state in (FINISHED, STOPPED)]
-    scored = [(score, trial) for trial in known if (score := trial.score(mode)) is not None]
-    if not scored:
-        return None
-    best = (max if mode == "max" else min)(score for score, _ in scored)
-    return next(trial for score, trial in scored if score == best)
 
 
 def trained_s(run: Path) -> float:

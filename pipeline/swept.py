@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,12 @@ from pipeline.errors import InputError
 from pipeline.shipment import read_json
 from pipeline.space import Dimension, Space
 from pipeline.status import status_of
+from pipeline.tracking import TRIALS
 
 KIND = "sweep"
-CONFIG, BEST, RESULT, TRIALS = "sweep.yaml", "best.yaml", "result.json", "trials"
+CONFIG, BEST, RESULT = "sweep.yaml", "best.yaml", "result.json"
 SECTION = "sweep"
+"""Of the config, what is no part of a run's."""
 SHARE = "validation/score"
 """The metric that is told in %."""
 INTERRUPTED = "interrupted"
@@ -60,8 +62,8 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The trial with the best score, the first of equal ones, if any has one."""
-        return next((trial for trial in self.ranked if trial.score is not None and counts(trial)), None)
+        """The trial with the best score, if any has one."""
+        return best_of(self.trials, self.mode)
 
     @property
     def scale(self) -> float:
@@ -83,6 +85,17 @@ def counts(trial: Trial) -> bool:
     return trial.state != ledger.FAILED
 
 
+def best_of(trials: Iterable[Trial], mode: str) -> Trial | None:
+    """The trial with the best score, the first of equal ones; None where none has any that counts."""
+    scored = [(trial.score, trial) for trial in trials if trial.score is not None and counts(trial)]
+    return (max if mode == "max" else min)(scored, key=lambda own: own[0], default=(None, None))[1]
+
+
+def run_of(sweep: Path, number: int) -> Path:
+    """The folder of a trial's run."""
+    return sweep / TRIALS / f"{number:04d}"
+
+
 def is_sweep(past: spool.History) -> bool:
     """Whether this is the spool of a sweep."""
     return past.tags.get(spool.KIND) == KIND
@@ -100,14 +113,14 @@ def read(folder: Path) -> Sweep:
     tree = read_yaml(folder / CONFIG)
     space = Space({key: value for key, value in tree.items() if key != SECTION}, str(folder / CONFIG))
     mode, status = past.params.get("mode", "max"), status_of(folder, past)
-    trials = [_known(folder, trial, mode, status) for _, trial in sorted(ledger.trials_of(folder).items())]
+    trials = [known(folder, trial, mode, status) for _, trial in sorted(ledger.trials_of(folder).items())]
     return Sweep(
         folder, past, status, past.params.get("metric", SHARE), mode, space.dimensions, trials or _told(folder)
     )
 
 
-def _known(folder: Path, trial: ledger.Trial, mode: str, status: str) -> Trial:
-    """A trial as the ledger tells it."""
+def known(folder: Path, trial: ledger.Trial, mode: str, status: str) -> Trial:
+    """A trial as the ledger tells it, of a sweep that stands so."""
     state = trial.state if trial.is_over or status == "RUNNING" else INTERRUPTED
     return Trial(
         trial.number,
@@ -116,7 +129,7 @@ def _known(folder: Path, trial: ledger.Trial, mode: str, status: str) -> Trial:
         _finite(trial.score(mode)),
         trial.steps,
         trial.seconds,
-        folder / TRIALS / f"{trial.number:04d}",
+        run_of(folder, trial.number),
         trial.said,
         trial.objectives,
     )
@@ -132,7 +145,7 @@ def _told(folder: Path) -> list[Trial]:
             _finite(row["score"]),
             row["steps"],
             row["seconds"],
-            folder / TRIALS / f"{row['number']:04d}",
+            run_of(folder, row["number"]),
             row["said"],
             row["objectives"],
         )

@@ -23,7 +23,7 @@ from pipeline.shipment import SENT_FILE, Shipment, Target, first_line, plain_uri
 
 TARGET_FILE = "mlflow.json"
 LOCK_FILE = "spool.lock"
-PARTS = "trials"
+TRIALS = "trials"
 """The folder, in that of a sweep, of its trials."""
 LOG_FILE = "spool.log"
 URI_VARIABLE = "METASHARD_TRACKING_URI"
@@ -94,7 +94,7 @@ class Sender:
 
 def parts(run_dir: Path) -> list[Path]:
     """The folders of the runs that are parts of this one: the trials of a sweep."""
-    return sorted(file.parent for file in run_dir.glob(f"{PARTS}/*/{TARGET_FILE}"))
+    return sorted(file.parent for file in run_dir.glob(f"{TRIALS}/*/{TARGET_FILE}"))
 
 
 def sync(run_dir: Path, *, uri: str) -> SyncReport:

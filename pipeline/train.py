@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from pipeline import build, checkpoint, failures, lineage, mirror, preflight, tracking
-from pipeline.archive import STOP_FILE, Folder
+from pipeline.archive import Folder
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import indexes
 from pipeline.conclude import conclude, finished_text, stopped_text, tell_end, tell_start
@@ -30,12 +28,10 @@ from pipeline.run_folder import new_folder, new_run, resumed_run, take
 from pipeline.schema.run import RunConfig
 from pipeline.session import connected, told_of_session
 from pipeline.start import started
+from pipeline.stopping import exit_code, stoppable
 from pipeline.teacher import taught
 from pipeline.teaching.source import own_learner
 from pipeline.worker import Job, work
-
-DRAINED = 75
-"""The exit code of a run that saved and left because its machine was wanted back: start it again (EX_TEMPFAIL)."""
 
 
 class Finished(NamedTuple):
@@ -46,9 +42,6 @@ class Finished(NamedTuple):
     text: str
     code: int = 0
 
-
-DRAINS = (signal.SIGTERM, signal.SIGUSR1)
-"""The signals by which a cluster wants a machine back."""
 
 Watch = Callable[[Path, int], AbstractContextManager[None]]
 """Shows the progress of (run folder, meta-steps) while the block runs."""
@@ -79,21 +72,14 @@ def fit(
         mirror.check(config.mirror)
     origins = {**lineage.origins(config, index), **maker(make_learner)} if is_new else {}
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or tracking.default_uri(config.runs)
-    is_alone = config.workers.is_alone
     with ExitStack() as held:
         if not is_new:
             take(held, folder, copy)
             resumed_run(config, folder, allow_change=allow_change)
-        if not is_alone:
-            needs = config.workers.needs
-            held.enter_context(connected(config.workers.least, each=needs, wait_s=config.workers.wait_s))
-            preflight.check(config, uri)
+        places = {} if config.workers.is_alone else _connected(held, config, uri)
         if is_new:
             new_run(config, folder.name)
             take(held, folder, copy)
-        for fault in checkpoint.faults(folder / "checkpoints"):
-            print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
-        places = {} if is_alone else told_of_session()
         tell_start(folder, config, index, {**origins, **places})
         if copy is not None:
             held.enter_context(mirror.Mirror(folder, copy))
@@ -102,17 +88,11 @@ def fit(
         failures.begin(folder)
         status = "FAILED"
         try:
-            with watch(folder, config.meta.steps), _stoppable(folder) as signals:
-                _here(folder, config, make_learner) if is_alone else on_ray(folder, config, make_learner)
-            for failure in failures.since_start(folder):
-                print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
-            if said := failures.stubborn(folder):
-                raise RunFailed(f"{folder}: {said}")
+            signals = _trained(folder, config, make_learner, watch)
             newest = checkpoint.latest(folder / "checkpoints")
             if newest.state["stopped"] == ASKED and newest.step < config.meta.steps:
                 status = "KILLED"
-                code = DRAINED if set(signals) & set(DRAINS) else 0
-                return Finished(folder, {}, stopped_text(folder, newest.step), code)
+                return Finished(folder, {}, stopped_text(folder, newest.step), exit_code(signals))
             result = conclude(folder, config, index, make_learner)
             status = "FINISHED"
         except KeyboardInterrupt:
@@ -124,42 +104,43 @@ def fit(
     return Finished(folder, result, finished_text(folder, result, uri, is_sent=is_sent))
 
 
+def _connected(held: ExitStack, config: RunConfig, uri: str) -> dict[str, str]:
+    """Have a Ray session with room for the run, whose nodes are fit for it; as tags, which one that is."""
+    workers = config.workers
+    held.enter_context(connected(workers.least, each=workers.needs, wait_s=workers.wait_s))
+    preflight.check(config, uri)
+    return told_of_session()
+
+
+def _trained(folder: Path, config: RunConfig, make_learner: MakeLearner, watch: Watch) -> list[int]:
+    """Train to the end, or until somebody asks to stop; the signals by which that was.
+
+    Raises:
+        RunFailed: the same failed again and again.
+    """
+    archive = Folder(folder)
+
+    def ask() -> None:
+        archive.ask_to_stop(True)
+        print("stopping after this meta-step, with a checkpoint; once more: at once", file=sys.stderr, flush=True)
+
+    for fault in checkpoint.faults(folder / "checkpoints"):
+        print(f"warning: {fault}; going on from the last good one", file=sys.stderr)
+    archive.ask_to_stop(False)
+    with watch(folder, config.meta.steps), stoppable(ask) as signals:
+        _here(folder, config, make_learner) if config.workers.is_alone else on_ray(folder, config, make_learner)
+    for failure in failures.since_start(folder):
+        print(f"warning: after meta-step {failure.step}: {failure.said}", file=sys.stderr)
+    if said := failures.stubborn(folder):
+        raise RunFailed(f"{folder}: {said}")
+    return signals
+
+
 def maker(make_learner: MakeLearner) -> dict[str, str]:
     """Who makes the learner, as a tag; none where it is as the config says."""
     if make_learner is build.learner:
         return {}
     return {MAKER: getattr(make_learner, "__qualname__", repr(make_learner))}
-
-
-@contextmanager
-def _stoppable(folder: Path) -> Iterator[list[int]]:
-    """SIGINT, SIGTERM or SIGUSR1 asks the workers to save and stop after the step they are in; gives the signals that came.
-
-    Ctrl-C a second time, or SIGTERM after it, does not wait for the step; a machine that is wanted back may say so again and
-    again. Outside the main thread signals belong to somebody else.
-    """
-    stop = folder / STOP_FILE
-    stop.unlink(missing_ok=True)
-    came: list[int] = []
-
-    def ask(number: int, _: object) -> None:
-        is_first = not came
-        came.append(number)
-        if is_first:
-            stop.touch()
-            print("stopping after this meta-step, with a checkpoint; once more: at once", file=sys.stderr, flush=True)
-        elif number != signal.SIGUSR1:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, *DRAINS)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_new: bool = True) -> Index:

@@ -39,7 +39,8 @@ STOP_S = 120.0
 TIMED_EPISODES = 10
 STEP, VALUE, ENDED = "step", "value", "ended"
 """Keys of what Tune is told: meta-steps, the metric after them, and at the end that the run has come there."""
-TAKEN_OVER = "taken_over.json"
+WHOSE = "whose.json"
+"""Beside the files of a checkpoint that Tune hands on: its meta-step and its run."""
 
 
 class Setting(NamedTuple):
@@ -100,12 +101,12 @@ class Trial(tune.Trainable):
             time.sleep(LOOK_EVERY_S)
         for name, content in self._archive.files(newest).items():
             Path(checkpoint_dir, name).write_bytes(content)
-        Path(checkpoint_dir, TAKEN_OVER).write_text(json.dumps({"step": newest, "run": str(self._archive.run)}))
+        Path(checkpoint_dir, WHOSE).write_text(json.dumps({"step": newest, "run": str(self._archive.run)}))
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
         """Go on from another trial's state. Its own needs no loading: the run's folder has it, or a newer one."""
         assert isinstance(checkpoint_dir, str)
-        told = json.loads(Path(checkpoint_dir, TAKEN_OVER).read_text())
+        told = json.loads(Path(checkpoint_dir, WHOSE).read_text())
         if told["run"] == str(self._archive.run) or not self._exchange or self._archive.took_over() == self._exchange:
             return
         files = {name: Path(checkpoint_dir, name).read_bytes() for name in (checkpoint.MANIFEST, *checkpoint.FILES)}
@@ -144,15 +145,13 @@ class Trial(tune.Trainable):
         last = max(values)
         is_whole = newest is not None and newest >= self._config.meta.steps or not self._archive.stop_asked()
         told = {STEP: last, VALUE: values[last], DONE: True, ENDED: is_whole}
-        steps_s = self._archive.series("time/step_s", -1)
-        told["trained_s"] = statistics.fmean(steps_s.values()) * last if steps_s else 0.0
         if is_whole and self.setting.objectives and newest is not None:
-            told["objectives"] = json.dumps(self._costs(newest))
+            told["objectives"] = json.dumps(self._costs())
         return told
 
-    def _costs(self, step: int) -> dict[str, float]:
-        """The objectives besides the metric."""
-        costs = costs_of(self._config, self._archive.files(step), self.setting.make_learner)
+    def _costs(self) -> dict[str, float]:
+        """The objectives besides the metric, of the best checkpoint."""
+        costs = costs_of(self._config, self._archive.best(), self.setting.make_learner)
         return {name: costs[name] for name in self.setting.objectives}
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, assert_never
@@ -23,13 +22,13 @@ from ray.tune.schedulers import (
 from ray.tune.search import Searcher
 
 from pipeline import failures
-from pipeline.build import MakeLearner
 from pipeline.config import dump
 from pipeline.distant import keeper, let_go
-from pipeline.ledger import FAILED, FINISHED, STOPPED, WAITING, Ledger
+from pipeline.ledger import FAILED, FINISHED, STOPPED, WAITING
 from pipeline.ray_groups import in_thread
 from pipeline.schema.run import RunConfig
-from pipeline.schema.sweep import AshaConfig, MedianConfig, NoScheduler, PbtConfig, SweepConfig
+from pipeline.schema.sweep import AshaConfig, MedianConfig, NoScheduler, PbtConfig
+from pipeline.sweeping import Sweeping
 from pipeline.trial import ENDED, STEP, VALUE, Setting, Trial
 
 NOTES = "tune"
@@ -39,30 +38,9 @@ WATCHING = {"memory": float(1 << 20)}
 LOST = "its process ended without a word, as when memory is short or its node was lost"
 
 
-@dataclass
-class Hands:
-    """What Tune's side asks of the sweep, and the ledger that it writes into.
-
-    `next` gives the number of the next trial and its run's config, or None where there is no further one; `moved` the
-    config with which a trial goes on after it took over another's state at a meta-step; `folder` is where a trial's run is.
-    `over` tells whether a budget is spent or somebody asked to stop. `heard` is told when a trial ended, or failed.
-    """
-
-    ledger: Ledger
-    next: Callable[[], tuple[int, RunConfig] | None]
-    moved: Callable[[int, int, int], RunConfig]
-    folder: Callable[[int], Path]
-    over: Callable[[], bool]
-    heard: Callable[[int], None]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles what it is given, to restore it one day; that is never done."""
-        return {}
-
-
-def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: Path, make_learner: MakeLearner) -> None:
+def run_trials(sweeping: Sweeping, *, example: RunConfig, notes: Path) -> None:
     """Have Tune run trials until there is no further one; in a Ray session. `example` is one of their configs."""
-    workers = example.workers
+    sweep, workers = sweeping.plan.sweep, example.workers
     each = workers.needs if workers.is_alone else WATCHING
     if workers.is_alone and workers.gpus is None and ray.cluster_resources().get("GPU", 0) >= 1:
         each = {**each, "GPU": 1.0}
@@ -78,14 +56,14 @@ def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: P
     }
     os.environ.update(quiet)
     with keeper() as actor:
-        setting = Setting(actor, sweep.metric, sweep.objectives, make_learner)
+        setting = Setting(actor, sweep.metric, sweep.objectives, sweeping.make_learner)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, setting=setting), each),
             tune_config=tune.TuneConfig(
                 metric=VALUE,
                 mode=sweep.mode,
-                search_alg=_Proposals(hands),
-                scheduler=_scheduler(sweep, hands, example),
+                search_alg=_Proposals(sweeping),
+                scheduler=_scheduler(sweeping, example),
                 num_samples=-1,
                 max_concurrent_trials=None if population else at_once,
                 reuse_actors=True,
@@ -97,8 +75,8 @@ def run_trials(sweep: SweepConfig, hands: Hands, *, example: RunConfig, notes: P
                 storage_path=str(notes),
                 failure_config=tune.FailureConfig(max_failures=sweep.retries),
                 verbose=0,
-                callbacks=[_Events(hands, actor)],
-                stop=_Over(hands),
+                callbacks=[_Events(sweeping, actor)],
+                stop=_Over(sweeping),
             ),
         )
         try:
@@ -117,16 +95,16 @@ def slots(config: RunConfig) -> int:
 class _Proposals(Searcher):
     """Gives Tune the trials that the sweep proposes; it remembers nothing, so that there is nothing to save."""
 
-    def __init__(self, hands: Hands):
+    def __init__(self, sweeping: Sweeping):
         super().__init__()
-        self._hands = hands
+        self._sweeping = sweeping
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        found = None if self._hands.over() else self._hands.next()
+        found = None if self._sweeping.is_over() else self._sweeping.next()
         if found is None:
             return Searcher.FINISHED
         number, config = found
-        return _settings(number, config, self._hands, "")
+        return _settings(number, config, self._sweeping, "")
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         """What is known of a trial is in the ledger."""
@@ -138,29 +116,29 @@ class _Proposals(Searcher):
         """Never called: a sweep goes on from its ledger."""
 
 
-def _settings(number: int, config: RunConfig, hands: Hands, exchange: str) -> dict[str, Any]:
+def _settings(number: int, config: RunConfig, sweeping: Sweeping, exchange: str) -> dict[str, Any]:
     """What a trial's actor is told. Tune reads nested settings its own way, so that they come as text."""
-    folder = str(hands.folder(number).absolute())
+    folder = str(sweeping.run(number).absolute())
     return {"number": number, "folder": folder, "config": json.dumps(dump(config)), "exchange": exchange}
 
 
 class _Events(tune.Callback):
     """Writes down what becomes of trials."""
 
-    def __init__(self, hands: Hands, actor: Any):
-        self._hands, self._actor = hands, actor
+    def __init__(self, sweeping: Sweeping, actor: Any):
+        self._sweeping, self._actor = sweeping, actor
         self._noted: dict[int, int] = {}
         """Failures that a trial had written down when it failed before."""
 
     def on_trial_start(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
         # A population takes turns: a trial may begin that had only paused.
-        if self._hands.ledger.trials[number].state == WAITING:
-            self._hands.ledger.begun(number, trial.node_ip or "")
+        if self._sweeping.ledger.trials[number].state == WAITING:
+            self._sweeping.ledger.begun(number, trial.node_ip or "")
 
     def on_trial_result(self, iteration, trials, trial, result, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.value(number, int(result[STEP]), float(result[VALUE]))
+        self._sweeping.ledger.value(number, int(result[STEP]), float(result[VALUE]))
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         number, last = trial.config["number"], trial.last_result
@@ -168,25 +146,25 @@ class _Events(tune.Callback):
         if is_whole:
             objectives = json.loads(last.get("objectives", "{}"))
             state = FINISHED if ENDED in last else STOPPED
-            self._hands.ledger.ended(number, state, objectives=objectives)
-        let_go(self._actor, self._hands.folder(number))
-        self._hands.heard(number)
+            self._sweeping.ledger.ended(number, state, objectives=objectives)
+        let_go(self._actor, self._sweeping.run(number))
+        self._sweeping.heard(number)
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.failed_once(number, self._said(trial))
-        self._hands.heard(number)
+        self._sweeping.ledger.failed_once(number, self._said(trial))
+        self._sweeping.heard(number)
 
     def on_trial_error(self, iteration, trials, trial, **info) -> None:
         number = trial.config["number"]
-        self._hands.ledger.ended(number, FAILED, said=self._said(trial))
-        let_go(self._actor, self._hands.folder(number))
-        self._hands.heard(number)
+        self._sweeping.ledger.ended(number, FAILED, said=self._said(trial))
+        let_go(self._actor, self._sweeping.run(number))
+        self._sweeping.heard(number)
 
     def _said(self, trial) -> str:
         """Why the trial failed now: as it wrote down itself, or else what Ray heard."""
         number = trial.config["number"]
-        told = failures.since_start(self._hands.folder(number))
+        told = failures.since_start(self._sweeping.run(number))
         before, self._noted[number] = self._noted.get(number, 0), len(told)
         if len(told) > before:
             return told[-1].said
@@ -198,18 +176,19 @@ class _Events(tune.Callback):
 class _Over(tune.Stopper):
     """Ends all trials when a budget is spent."""
 
-    def __init__(self, hands: Hands):
-        self._hands = hands
+    def __init__(self, sweeping: Sweeping):
+        self._sweeping = sweeping
 
     def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
         return False
 
     def stop_all(self) -> bool:
-        return self._hands.over()
+        return self._sweeping.is_over()
 
 
-def _scheduler(sweep: SweepConfig, hands: Hands, example: RunConfig) -> TrialScheduler:
-    match sweep.scheduler:
+def _scheduler(sweeping: Sweeping, example: RunConfig) -> TrialScheduler:
+    chosen = sweeping.plan.sweep.scheduler
+    match chosen:
         case NoScheduler():
             return FIFOScheduler()
         case AshaConfig(grace=grace, reduction=reduction):
@@ -220,15 +199,15 @@ def _scheduler(sweep: SweepConfig, hands: Hands, example: RunConfig) -> TrialSch
         case MedianConfig(grace=grace, least=least):
             return MedianStoppingRule(time_attr=STEP, grace_period=grace, min_samples_required=least)
         case PbtConfig():
-            return _Population(sweep.scheduler, hands)
+            return _Population(chosen, sweeping)
         case _:
-            assert_never(sweep.scheduler)
+            assert_never(chosen)
 
 
 class _Population(PopulationBasedTraining):
-    """Tune's, in which all wait for one another before an exchange, and the sweep says which point comes next."""
+    """Tune's, in which all wait for one another before an exchange; the sweep says who goes on from whom, and at which point."""
 
-    def __init__(self, config: PbtConfig, hands: Hands):
+    def __init__(self, config: PbtConfig, sweeping: Sweeping):
         super().__init__(
             time_attr=STEP,
             perturbation_interval=config.every,
@@ -237,16 +216,24 @@ class _Population(PopulationBasedTraining):
             log_config=False,
             synch=True,
         )
-        self._hands = hands
+        self._sweeping = sweeping
         self._exchanges = 0
 
     def on_trial_add(self, tune_controller, trial) -> None:
         # Tune refuses searchers here, which hear nothing of exchanges; ours reads of them in the ledger.
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # pyright: ignore[reportArgumentType]
 
+    def _checkpoint_or_exploit(self, trial, tune_controller, upper_quantile, lower_quantile) -> None:
+        # Among several best ones Tune draws by Python's own generator, which nobody seeds; of one there is nothing to draw.
+        if trial in lower_quantile:
+            best = {other.config["number"]: other for other in upper_quantile}
+            step = int(self._trial_state[trial].last_train_time)
+            upper_quantile = [best[self._sweeping.source(trial.config["number"], step, best)]]
+        super()._checkpoint_or_exploit(trial, tune_controller, upper_quantile, lower_quantile)
+
     def _get_new_config(self, trial, trial_to_clone) -> tuple[dict, dict]:
         number, source = trial.config["number"], trial_to_clone.config["number"]
         step = int(self._trial_state[trial_to_clone].last_train_time)
         self._exchanges += 1
-        config = self._hands.moved(number, source, step)
-        return _settings(number, config, self._hands, f"{source} {step} {self._exchanges}"), {}
+        config = self._sweeping.moved(number, source, step)
+        return _settings(number, config, self._sweeping, f"{source} {step} {self._exchanges}"), {}

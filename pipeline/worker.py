@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 from torch.profiler import _ExperimentalConfig  # pyright: ignore[reportPrivateImportUsage]  (its only name)
 
-from pipeline import build, checkpoint, plans, ranks
+from pipeline import build, build_outer, checkpoint, plans, ranks
 from pipeline.archive import Archive
 from pipeline.aside import RayAside
 from pipeline.build import MakeLearner
@@ -82,7 +82,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
     made = started(config, index, job.make_learner) if saved is None else job.make_learner(config, index)
     learner = made.to(device)
     trainee = taught(config, index, learner).to(device)
-    optimizer = build.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
+    optimizer = build_outer.optimizer(config, [p for p in learner.parameters() if p.requires_grad])
     autocast = torch.bfloat16 if config.meta.precision == "bf16" else None
     feeders = config.workers.feeders
     read = Feeders(config, feeders).read if feeders else None
@@ -103,7 +103,7 @@ def _train(job: Job, config: RunConfig, device: torch.device, leaving: Leaving, 
             save(progress)
         hooks = Hooks(
             place=bring,
-            rate=functools.partial(build.rate, config),
+            rate=functools.partial(build_outer.rate, config),
             validate=lambda: _validate(config, index, learner, device, watchdog),
             record=_recorder(job.archive, config),
             save=save,

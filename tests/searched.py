@@ -99,7 +99,7 @@ def _events(row: dict[str, Any], *, is_over: bool) -> list[dict[str, Any]]:
         told.append({"t": began + 5, "event": "value", "trial": number, "step": row["steps"], "value": row["score"]})
     if is_over:
         end = {key: row[key] for key in ("state", "said", "objectives")}
-        told.append({"t": began + row["seconds"], "event": "ended", "trial": number, "trained_s": 1.0, **end})
+        told.append({"t": began + row["seconds"], "event": "ended", "trial": number, **end})
     return told
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small import small_config
 
-from pipeline import build
+from pipeline import build, build_outer
 from pipeline.config import flatten
 from pipeline.data.index import Index
 from pipeline.episode import Batch, Episode
@@ -78,7 +78,7 @@ def attempt(glyphs_root, tmp_path_factory):
         except InputError as error:
             return str(error)
         trained = {name: value for name, value in learner.named_parameters() if value.requires_grad}
-        optimizer = build.optimizer(config, trained.values())
+        optimizer = build_outer.optimizer(config, trained.values())
         learner.begin(0)
         learner.outcome(one).loss.backward()
         wrong = [name for name, value in trained.items() if value.grad is None or not value.grad.isfinite().all()]

@@ -36,6 +36,7 @@ LAYERS = {
         "faults",
         "build",
         "build_mixture",
+        "build_outer",
         "build_schedule",
         "build_shape",
         "build_task",
@@ -74,6 +75,7 @@ LAYERS = {
         "embed",
         "pair_protocol",
         "train",
+        "stopping",
         "run_folder",
         "warm",
         "sweep",
@@ -257,9 +259,9 @@ def test_what_runs_on_a_bare_machine_needs_torch_alone():
 
 def test_cluster_and_pipeline_agree_on_what_a_job_is_told_and_how_it_leaves():
     from cluster import submission, target
-    from pipeline import lineage, train
+    from pipeline import lineage, stopping
 
-    assert (submission.RUN_ENV, target.DRAINED) == (lineage.RUN_ENV, train.DRAINED)
+    assert (submission.RUN_ENV, target.DRAINED) == (lineage.RUN_ENV, stopping.DRAINED)
 
 
 def test_cluster_imports_nothing_of_pipeline():

@@ -64,6 +64,17 @@ def test_a_writer_killed_at_any_byte_loses_at_most_the_line_it_wrote(tmp_path):
         assert len(events) == whole[:cut].count(b"\n") + 2 <= lines + 2
 
 
+def test_an_end_that_an_earlier_version_wrote_is_read(tmp_path):
+    """It told of seconds of training, which are in the spools of the runs."""
+    written(tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / FILE).read_text().splitlines()]
+    known = [line | ({"trained_s": 0.0} if line["event"] == "ended" else {}) for line in lines]
+    (tmp_path / FILE).write_text("".join(f"{json.dumps(line)}\n" for line in known))
+    with Ledger(tmp_path) as ledger:
+        assert [trial.state for trial in ledger.trials.values()] == [FINISHED, WAITING, FAILED]
+        assert ledger.trials[0].objectives == {"parameters": 10.0}
+
+
 def test_seconds_of_a_trial_end_with_its_driver(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("time.time", lambda: now[0])

@@ -18,6 +18,13 @@ TREE = {
     "meta": {"steps": 30, "optimizer": {"lr": {"loguniform": [1e-4, 1e-2]}}},
     "model": {"width": {"choice": [8, 16]}},
 }
+POINT = {
+    "learner.kind": "gradient",
+    "learner.rule.lr": 0.5,
+    "learner.steps": 2,
+    "meta.optimizer.lr": 1e-3,
+    "model.width": 8,
+}
 
 
 def space(tree=TREE) -> Space:
@@ -33,14 +40,7 @@ def test_what_hangs_on_an_option_exists_where_that_was_taken():
 
 
 def test_a_point_makes_a_config_of_the_same_shape_with_values_for_dimensions():
-    point = {
-        "learner.kind": "gradient",
-        "learner.rule.lr": 0.5,
-        "learner.steps": 2,
-        "meta.optimizer.lr": 1e-3,
-        "model.width": 8,
-    }
-    assert space().config(point) == {
+    assert space().config(POINT) == {
         "name": "x",
         "learner": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 0.5}, "steps": 2},
         "meta": {"steps": 30, "optimizer": {"lr": 1e-3}},
@@ -62,19 +62,12 @@ def test_a_point_makes_a_config_of_the_same_shape_with_values_for_dimensions():
     ],
 )
 def test_a_point_outside_is_refused(change, said):
-    point = {
-        "learner.kind": "gradient",
-        "learner.rule.lr": 0.5,
-        "learner.steps": 2,
-        "meta.optimizer.lr": 1e-3,
-        "model.width": 8,
-    }
-    assert space().fits(point)
-    assert not space().fits({**point, **change})
+    assert space().fits(POINT)
+    assert not space().fits({**POINT, **change})
     with pytest.raises(InputError, match=said):
-        space().config({**point, **change})
+        space().config({**POINT, **change})
     with pytest.raises(InputError, match="no value for learner.steps"):
-        space().config({name: value for name, value in point.items() if name != "learner.steps"})
+        space().config({name: value for name, value in POINT.items() if name != "learner.steps"})
 
 
 @given(st.integers(0, 2**31), st.integers(0, 10**6))

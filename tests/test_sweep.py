@@ -19,6 +19,7 @@ from pipeline.ledger import Ledger
 from pipeline.shipment import Target
 from pipeline.sweep_plan import Plan, check, load, plan_of
 from pipeline.sweeping import Sweeping
+from pipeline.swept import CONFIG
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "sweep"
 
@@ -109,7 +110,7 @@ def test_a_trial_has_the_threads_it_pays_for_and_keeps_what_it_is_judged_by(glyp
 
 def begun(plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True)
-    (folder / verb.FILE).write_text(yaml.safe_dump(plan.tree))
+    (folder / CONFIG).write_text(yaml.safe_dump(plan.tree))
 
 
 def test_a_name_is_used_once(glyphs_root, tmp_path):

@@ -9,12 +9,13 @@ import torch
 import yaml
 from test_sweep import CONFIGS, planned, tree_of
 
-from pipeline import config, page, spool, sweep, sweeping, train
+from pipeline import config, page, spool, sweep, train
 from pipeline.conclude import RESULT_FILE
 from pipeline.errors import InputError, RunFailed
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger
 from pipeline.shipment import client_of, read_json
 from pipeline.sweep_plan import load, plan_of
+from pipeline.swept import BEST, CONFIG
 from pipeline.swept import read as read_folder
 
 pytestmark = pytest.mark.ray
@@ -46,7 +47,7 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     alone = train.fit(plan.config(best["point"]).model_copy(update={"runs": tmp_path / "alone"}))
     ours = spool.history(found.folder / best["run"]).series["validation/score"]
     assert ours == spool.history(alone.folder).series["validation/score"]
-    ready = config.load(found.folder / sweeping.BEST_FILE)
+    ready = config.load(found.folder / BEST)
     assert ready.learner == plan.config(best["point"]).learner and ready.name == "small-best"
     # MLflow's tree.
     runs = runs_in(f"sqlite:///{tmp_path / 'mlflow.db'}")
@@ -59,7 +60,7 @@ def test_a_sweep_is_one_run_with_a_child_for_every_trial_and_a_config_ready_to_r
     artifacts = {
         file.path for file in client_of(f"sqlite:///{tmp_path / 'mlflow.db'}").list_artifacts(parent.info.run_id)
     }
-    assert {sweeping.FILE, sweeping.BEST_FILE, RESULT_FILE, "pictures"} <= artifacts
+    assert {CONFIG, BEST, RESULT_FILE, "pictures"} <= artifacts
     # What is told of it is what it was.
     known = read_folder(found.folder)
     assert [dict(trial.point) for trial in known.trials] == [row["point"] for row in rows]
@@ -238,4 +239,4 @@ def test_every_shipped_sweep_finds_something(cluster, glyphs_root, tmp_path, pat
     grace = ["sweep.scheduler.grace=2"] if "learners" in path.stem else []
     every = ["sweep.scheduler.every=2"] if "population" in path.stem else []
     found, _ = swept(load(path, [*brief, *few, *grace, *every]))
-    assert len(found.result["trials"]) == 4 and config.load(found.folder / sweeping.BEST_FILE)
+    assert len(found.result["trials"]) == 4 and config.load(found.folder / BEST)

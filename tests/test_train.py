@@ -10,7 +10,7 @@ from pipeline import checkpoint, train, worker
 from pipeline.errors import InputError
 from pipeline.run_folder import found_run, new_run
 from pipeline.spool import history
-from pipeline.train import DRAINED
+from pipeline.stopping import DRAINED
 
 
 @pytest.fixture(autouse=True)

@@ -107,14 +107,14 @@ def test_a_new_driver_and_half_a_line_count_for_nothing(tmp_path):
 def test_a_worker_notes_its_error_and_does_not_try_a_third_time(tmp_path, glyphs_root, monkeypatch):
     """As under Ray, which starts the workers anew after each failure."""
     config = small_config(glyphs_root, tmp_path)
-    real, run = worker.build.rate, tmp_path / "run"
+    real, run = worker.build_outer.rate, tmp_path / "run"
 
     def rate(config, step):
         if step == 3:
             raise ZeroDivisionError("a bug\nof many lines")
         return real(config, step)
 
-    monkeypatch.setattr(worker.build, "rate", rate)
+    monkeypatch.setattr(worker.build_outer, "rate", rate)
     for _ in range(2):
         with pytest.raises(ZeroDivisionError):
             work_here(dump(config), str(run))

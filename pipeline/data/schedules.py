@@ -7,9 +7,9 @@ exactly. So every process on every machine finds the same neighbours, and an epi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -71,74 +71,71 @@ class Likeness:
         return (self._lengths + self._lengths[own] - 2 * self._flat @ self._flat[own]).reshape(self.means.shape[:2])
 
 
-class Difficult(NamedTuple):
-    """A share of the episodes is hard: a class, drawn evenly, and others out of those that are most like it.
+Distances = Callable[[int], np.ndarray]
+"""Those of all candidates in each of their turns from the one of this number as `drawn` gives: a new (candidates, turns)."""
+
+
+class ByLikeness(NamedTuple):
+    """A share of the episodes has a class, drawn evenly, and others by how alike they are to it: `alike` or `unlike`."""
+
+    kind: Literal["difficulty", "diversity"]
+    likeness: Likeness
+    share: float
+    reach: float
+
+    def drawn(self, candidates: np.ndarray, turns: int, ways: int, noise: Noise) -> list[int]:
+        if noise.uniform() >= self.share:
+            return noise.subset(len(candidates) * turns, ways)
+        if ways > len(candidates):
+            raise InputError(
+                f"data.schedule: {ways} ways of {len(candidates)} classes, each of which comes in one of its turns; lower ways "
+                "or data.lanes, or set data.schedule.kind = uniform"
+            )
+        first = noise.below(len(candidates) * turns)
+        others = alike if self.kind == "difficulty" else unlike
+        found = others(
+            lambda number: self.likeness.of(candidates, *divmod(number, turns)), first, ways, self.reach, noise
+        )
+        # In random order: no label is that of the class that the others were chosen for.
+        return noise.shuffled([first, *found])
+
+    def told(self) -> dict[str, Any]:
+        return {"kind": self.kind, "share": self.share, "reach": self.reach}
+
+
+def alike(distances: Distances, first: int, ways: int, reach: float, noise: Noise) -> list[int]:
+    """Those of a hard episode besides its first: out of the classes that are most like that one.
 
     Of the classes left, these are the `reach` nearest (a share of them, at least as many as are needed), each in the turn that is
     nearest; among them each has the same chance. Hard tasks help in Sun et al. 2019 (hard-task meta-batches) and Liu et al. 2020
     (class pairs), who find them while training; here they are known before.
     """
-
-    likeness: Likeness
-    share: float
-    reach: float
-
-    def drawn(self, candidates: np.ndarray, turns: int, ways: int, noise: Noise) -> list[int]:
-        if noise.uniform() >= self.share:
-            return noise.subset(len(candidates) * turns, ways)
-        _check_ways(ways, candidates)
-        first = noise.below(len(candidates) * turns)
-        distances = self.likeness.of(candidates, *divmod(first, turns))
-        order = np.argsort(distances.min(1), kind="stable")
-        order = order[order != first // turns]
-        near = max(ways - 1, math.ceil(self.reach * len(order)))
-        places = [int(order[rank]) for rank in noise.subset(near, ways - 1)]
-        # In random order: no label is that of the class that the others were chosen for.
-        return noise.shuffled([first, *(place * turns + int(distances[place].argmin()) for place in places)])
-
-    def told(self) -> dict[str, Any]:
-        return {"kind": "difficulty", "share": self.share, "reach": self.reach}
+    near = distances(first)
+    turns = near.shape[1]
+    order = np.argsort(near.min(1), kind="stable")
+    order = order[order != first // turns]
+    reached = max(ways - 1, math.ceil(reach * len(order)))
+    places = [int(order[rank]) for rank in noise.subset(reached, ways - 1)]
+    return [place * turns + int(near[place].argmin()) for place in places]
 
 
-class Diverse(NamedTuple):
-    """A share of the episodes is diverse: a class, drawn evenly, then each time one of those that are least like any so far.
+def unlike(distances: Distances, first: int, ways: int, reach: float, noise: Noise) -> list[int]:
+    """Those of a diverse episode besides its first: each time one of the classes that are least like any so far.
 
     Of the classes left, these are the `reach` farthest from the nearest class of the episode (at least one), each in the turn
     that is farthest; among them each has the same chance. With a reach of 0 that is k-centre greedy; determinantal processes do
     alike (Kumar, Deleu and Bengio 2023, who find little use in it).
     """
-
-    likeness: Likeness
-    share: float
-    reach: float
-
-    def drawn(self, candidates: np.ndarray, turns: int, ways: int, noise: Noise) -> list[int]:
-        if noise.uniform() >= self.share:
-            return noise.subset(len(candidates) * turns, ways)
-        _check_ways(ways, candidates)
-        chosen = [noise.below(len(candidates) * turns)]
-        nearest = self.likeness.of(candidates, *divmod(chosen[0], turns)).copy()
-        while len(chosen) < ways:
-            nearest[chosen[-1] // turns] = -1
-            farthest = nearest.max(1)
-            order = np.argsort(-farthest, kind="stable")
-            left = len(candidates) - len(chosen)
-            place = int(order[noise.below(max(1, math.ceil(self.reach * left)))])
-            turn = int(nearest[place].argmax())
-            chosen.append(place * turns + turn)
-            nearest = np.minimum(nearest, self.likeness.of(candidates, place, turn))
-        return noise.shuffled(chosen)
-
-    def told(self) -> dict[str, Any]:
-        return {"kind": "diversity", "share": self.share, "reach": self.reach}
-
-
-def _check_ways(ways: int, candidates: Sequence[int] | np.ndarray) -> None:
-    if ways > len(candidates):
-        raise InputError(
-            f"data.schedule: {ways} ways of {len(candidates)} classes, each of which comes in one of its turns; lower ways or "
-            "data.lanes, or set data.schedule.kind = uniform"
-        )
+    chosen, nearest = [first], distances(first)
+    turns = nearest.shape[1]
+    while len(chosen) < ways:
+        nearest[chosen[-1] // turns] = -1
+        order = np.argsort(-nearest.max(1), kind="stable")
+        left = len(nearest) - len(chosen)
+        place = int(order[noise.below(max(1, math.ceil(reach * left)))])
+        chosen.append(place * turns + int(nearest[place].argmax()))
+        nearest = np.minimum(nearest, distances(chosen[-1]))
+    return chosen[1:]
 
 
 def likeness_of(index: Index, ids: np.ndarray, turns: int) -> Likeness:

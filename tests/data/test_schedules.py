@@ -8,13 +8,13 @@ from sharded import CLASSES, flat, sharded
 
 from pipeline.data.index import Index
 from pipeline.data.sampler import Sampler
-from pipeline.data.schedules import Difficult, Diverse, Likeness, Uniform, likeness_of
+from pipeline.data.schedules import ByLikeness, Likeness, Uniform, likeness_of
 from pipeline.data.shapes import Shape
 from pipeline.errors import InputError
 from pipeline.noise import Noise, Purpose
 
 SHAPE = Shape(ways=4, shots=1, queries=2)
-KINDS = [Difficult, Diverse]
+KINDS = ["difficulty", "diversity"]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def likeness(turns: int = 1, classes: int = CLASSES) -> Likeness:
 
 
 def sampler(index, kind, *, share=1.0, reach=0.3, turns=False, seed=3, shape=SHAPE, **more) -> Sampler:
-    schedule = kind(likeness(4 if turns else 1), share, reach)
+    schedule = ByLikeness(kind, likeness(4 if turns else 1), share, reach)
     return Sampler(index, "train", shape, seed=seed, turns=turns, schedule=schedule, **more)
 
 
@@ -83,9 +83,9 @@ def test_hard_episodes_are_closer_and_diverse_ones_wider_than_uniform_ones(index
         name: np.mean([spread(own, drawing.draw(0, number)) for number in range(300)])
         for name, drawing in {
             "uniform": uniform,
-            "hard": sampler(index, Difficult, reach=0.0),
-            "half": sampler(index, Difficult, reach=0.0, share=0.5),
-            "diverse": sampler(index, Diverse, reach=0.0),
+            "hard": sampler(index, "difficulty", reach=0.0),
+            "half": sampler(index, "difficulty", reach=0.0, share=0.5),
+            "diverse": sampler(index, "diversity", reach=0.0),
         }.items()
     }
     assert mean["hard"] < 0.5 * mean["uniform"] < mean["uniform"] * 1.3 < mean["diverse"]
@@ -95,10 +95,10 @@ def test_hard_episodes_are_closer_and_diverse_ones_wider_than_uniform_ones(index
 def test_without_reach_the_others_are_the_nearest_or_the_farthest():
     own, candidates = likeness(), np.arange(CLASSES)
     for number in range(20):
-        picks = Difficult(own, 1.0, 0.0).drawn(candidates, 1, 3, Noise(0, Purpose.EPISODE, number))
+        picks = ByLikeness("difficulty", own, 1.0, 0.0).drawn(candidates, 1, 3, Noise(0, Purpose.EPISODE, number))
         nearest = [set(np.argsort(own.of(candidates, pick, 0)[:, 0])[:3].tolist()) for pick in picks]
         assert set(picks) in nearest
-        picks = Diverse(own, 1.0, 0.0).drawn(candidates, 1, 2, Noise(0, Purpose.EPISODE, number))
+        picks = ByLikeness("diversity", own, 1.0, 0.0).drawn(candidates, 1, 2, Noise(0, Purpose.EPISODE, number))
         farthest = {int(own.of(candidates, pick, 0)[:, 0].argmax()) for pick in picks}
         assert farthest & set(picks)
 
@@ -117,7 +117,7 @@ def test_no_label_is_that_of_the_first_class(index, kind):
     places = []
     for number in range(400):
         noise = Noise(0, Purpose.EPISODE, number)
-        picks = kind(own, 1.0, 0.0).drawn(candidates, 1, 4, noise)
+        picks = ByLikeness(kind, own, 1.0, 0.0).drawn(candidates, 1, 4, noise)
         again = Noise(0, Purpose.EPISODE, number)
         again.uniform()
         places.append(picks.index(again.below(CLASSES)))
@@ -164,6 +164,6 @@ def test_distances_are_exact_whatever_the_order_of_additions(glyphs_root):
 
 
 GOLDEN = {
-    Difficult: [(6, 1, 9, 8), (1, 11, 3, 2), (11, 2, 8, 3)],
-    Diverse: [(6, 4, 2, 7), (11, 7, 10, 3), (9, 4, 7, 11)],
+    "difficulty": [(6, 1, 9, 8), (1, 11, 3, 2), (11, 2, 8, 3)],
+    "diversity": [(6, 4, 2, 7), (11, 7, 10, 3), (9, 4, 7, 11)],
 }
