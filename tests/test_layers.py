@@ -86,6 +86,8 @@ LAYERS = {
         "show",
         "register",
         "adapt",
+        "serve",
+        "serving",
         "served",
         "drawing",
         "charts",

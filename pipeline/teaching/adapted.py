@@ -60,7 +60,7 @@ class Adapted:
         self.learner, self.support, self.calibration, self.origin = learner, support, calibration, dict(origin)
         self._ask = learner.adapt(support.batch, support.ways)
         self._embed = learner.embedder(support.inputs)
-        self._known = self._embed(support.inputs)
+        self.known = self._embed(support.inputs)
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Predictions of the learner's task for inputs (samples, channels, height, width), float64 on the CPU.
@@ -91,7 +91,11 @@ class Adapted:
 
     def nearest(self, inputs: Tensor) -> Tensor:
         """The number of the support's sample whose features are likest to an input's, by cosine (samples,)."""
-        return (self._embed(inputs) @ self._known.T).argmax(1)
+        return (self.features(inputs) @ self.known.T).argmax(1)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The encoder's features of inputs, of length one (samples, dim); `known` has those of the support."""
+        return self._embed(inputs)
 
     def maps(self, inputs: Tensor) -> Tensor:
         """The class of every pixel (samples, height, width) uint8, of segmentation: 0 is none, 1 + way."""
@@ -115,8 +119,16 @@ def teach(learner: Assembled, support: Support, *, origin: Mapping[str, Any]) ->
 
 
 def save(model: Adapted, path: Path) -> None:
-    """Write a model as one safetensors file, replaced in one move: the learner's values, the support, and JSON that says the
-    rest and has a hash of all."""
+    """Write a model as one file, replaced in one move."""
+    content = packed(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def packed(model: Adapted) -> bytes:
+    """A model's safetensors file: the learner's values, the support, and JSON that says the rest and has a hash of all."""
     tensors = {LEARNER + name: value for name, value in model.learner.learner.state_dict().items()}
     tensors |= {INPUTS: model.support.inputs, TARGETS: model.support.targets}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -130,10 +142,7 @@ def save(model: Adapted, path: Path) -> None:
         "origin": model.origin,
     }
     about["sha256"] = _sha256(about, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(serialised(tensors, metadata={KEY: json.dumps(about)}))
-    partial.replace(path)
+    return serialised(tensors, metadata={KEY: json.dumps(about)})
 
 
 def load(path: Path) -> Adapted:
