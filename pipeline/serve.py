@@ -77,19 +77,23 @@ def serve(served: Served, address: Address, *, told: Callable[[str], None]) -> N
     """
     import torch
 
-    address, over = free(address), threading.Event()
-    before = {number: signal.signal(number, lambda *_: over.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    address = free(address)
 
     def build() -> ASGIApp:
         return application(served)
 
-    try:
-        with deployed(build, address, gpus=int(torch.cuda.is_available())):
-            told(address.url)
-            over.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with deployed(build, address, gpus=int(torch.cuda.is_available())):
+        told(address.url)
+        until_ended()
+
+
+def until_ended() -> None:
+    """Return at the first Ctrl-C or SIGTERM; a second one means what it always does."""
+    over = threading.Event()
+    before = {number: signal.signal(number, lambda *_: over.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    over.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def is_loopback(host: str) -> bool:

@@ -19,6 +19,8 @@ QUEUED = 256
 """Requests that wait for it, before the proxy says 503."""
 REQUEST_S = 300
 """Seconds until a request is given up, so that a slow upload holds nothing for ever."""
+LAST_S = 5
+"""Seconds for requests that are under way when the server ends."""
 QUIET = {"RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_ENABLE_ACCESS_LOG": "0"}
 
 
@@ -81,6 +83,8 @@ def deployed(build: Callable[[], ASGIApp], address: Address, *, gpus: int = 0) -
             name="metashard",
             num_replicas=1,
             max_ongoing_requests=AT_ONCE,
+            graceful_shutdown_wait_loop_s=0.2,
+            graceful_shutdown_timeout_s=LAST_S,
             max_queued_requests=QUEUED,
             ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
             logging_config={"enable_access_log": False, "log_level": "WARNING"},
@@ -90,6 +94,7 @@ def deployed(build: Callable[[], ASGIApp], address: Address, *, gpus: int = 0) -
         except RuntimeError as error:
             raise RunFailed(f"the server did not start: {error}") from error
         yield
-        serve.shutdown()
+        # Requests under way are answered; Ray ends the rest by itself.
+        serve.delete("metashard")
     finally:
         ray.shutdown()
