@@ -49,7 +49,7 @@ def settled(
         )
     Tokens(token_file)
     where = state_of(target, runs) if state is None else state
-    opened(target, runs=runs, state=where, limits=limits).store.close()
+    opened(target, runs=runs, state=where, limits=limits).close()
     absolute = None if token_file is None else token_file.absolute()
     # A run's id stays what it is; a path means the same in another process.
     known = str(Path(target).absolute()) if Path(target).exists() else target
@@ -63,9 +63,9 @@ def application(served: Served) -> ASGIApp:
     from pipeline.serving import app
 
     torch.set_num_threads(served.threads)
-    found = opened(served.target, runs=served.runs, state=served.state, limits=served.limits, wait_s=WAIT_S)
+    room = opened(served.target, runs=served.runs, state=served.state, limits=served.limits, wait_s=WAIT_S)
     tokens = Tokens(served.token_file, [served.token] if served.token else [])
-    return app.application(found.room, tokens=tokens, limits=served.limits, closes=found.store.close)
+    return app.application(room, tokens=tokens, limits=served.limits, closes=room.close)
 
 
 def serve(served: Served, address: Address, *, told: Callable[[str], None]) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.adapt import source_of
 from pipeline.data.modalities import IMAGE
@@ -23,14 +23,7 @@ FOLDER = "taught"
 """Beside a model, behind its name; and of checkpoints in the folder of runs."""
 
 
-class Opened(NamedTuple):
-    """A room, and the store that must be closed after it."""
-
-    room: Room
-    store: Store
-
-
-def opened(target: str, *, runs: Path, state: Path, limits: Limits, wait_s: float = 0) -> Opened:
+def opened(target: str, *, runs: Path, state: Path, limits: Limits, wait_s: float = 0) -> Room:
     """The room of a model, with what was taught there before.
 
     Raises:
@@ -42,7 +35,7 @@ def opened(target: str, *, runs: Path, state: Path, limits: Limits, wait_s: floa
         raise InputError(f"{target}: takes {names}, and a server is sent images alone; serve a learner of images")
     store = Store(state, _identity(origin, known), wait_s=wait_s)
     try:
-        return Opened(Room(learner, store, limits, origin=origin, known=known), store)
+        return Room(learner, store, limits, origin=origin, known=known)
     except BaseException:
         store.close()
         raise

@@ -74,6 +74,10 @@ class Room:
         self._state = state
         self.snapshot = self._seen(state)
 
+    def close(self) -> None:
+        """Let another process have the folder."""
+        self._store.close()
+
     @property
     def most(self) -> int:
         """How many classes there may be."""

@@ -43,7 +43,11 @@ class Support(NamedTuple):
         if self.targets.ndim == 1:
             return self.targets[:, None] == torch.arange(self.ways, device=self.targets.device)
         codes = self.targets[..., 4] if self.targets.is_floating_point() else self.targets.flatten(1)
-        return torch.stack([(codes == 1 + way).any(1) for way in range(self.ways)], 1)
+        # One after another: all at once would take a place for every pixel and class.
+        members = torch.zeros(len(codes), self.ways, dtype=torch.bool, device=codes.device)
+        for way in range(self.ways):
+            members[:, way] = (codes == 1 + way).any(1)
+        return members
 
 
 def joined(one: Support, *others: Support) -> Support:
