@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from rooms import client_of, images, learner_of, room_of
+from rooms import client_of, images, learner_of, model_of, room_of
 
-from pipeline import serve
+from pipeline import cli, serve
 from pipeline.errors import InputError
 from pipeline.serving import tokens
-from pipeline.serving.limits import Limits, Refused
+from pipeline.serving.limits import Refused
 from pipeline.serving.tokens import Tokens
 
 
@@ -133,9 +134,35 @@ def test_pages_of_other_places_may_not_ask(glyphs_root, tmp_path):
         ("example.org", False),
     ],
 )
-def test_strangers_need_a_token(host, is_so, tmp_path, monkeypatch):
+def test_whose_address_is_this_machines_own(host, is_so):
     assert serve.is_loopback(host) is is_so
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        (["--host", "0.0.0.0"], "others can reach it, and nobody needs a token"),
+        (["--token-file", "none"], "--token-file none: cannot be read"),
+        (["--port", "{port}"], "cannot be listened on"),
+        (["--host", "192.0.2.1", "--token-file", "{tokens}"], "cannot be listened on"),
+        (["--state", "{model}"], "cannot be written"),
+    ],
+)
+def test_a_fault_is_told_before_anything_is_started(more, why, glyphs_root, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv(tokens.VARIABLE, raising=False)
-    if not is_so:
-        with pytest.raises(InputError, match="nobody needs a token"):
-            serve.settled("x", runs=tmp_path, state=None, token_file=None, host=host, limits=Limits(), threads=1)
+    model = model_of(glyphs_root, tmp_path)
+    tokens.add(tmp_path / "tokens", days=1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"port": taken.getsockname()[1], "tokens": tmp_path / "tokens", "model": model}
+        monkeypatch.setattr("sys.argv", ["metashard", "serve", str(model), *(word.format(**names) for word in more)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    assert ended.value.code == 2 and why in capsys.readouterr().err
+
+
+def test_a_token_is_made_by_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["metashard", "token", str(tmp_path / "tokens"), "--days", "1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    Tokens(tmp_path / "tokens").check(f"Bearer {capsys.readouterr().out.strip()}")
