@@ -88,6 +88,8 @@ LAYERS = {
         "show",
         "register",
         "adapt",
+        "serve",
+        "serving",
         "served",
         "drawing",
         "charts",

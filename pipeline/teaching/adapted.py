@@ -71,13 +71,20 @@ class Adapted:
         together look at each other."""
         self.learner, self.support, self.origin = learner, support, dict(origin)
         self._ask = learner.adapt(support.batch, support.ways, mode=mode)
-        self.calibration = calibrated(learner, support, self._features[1]) if calibration is None else calibration
+        self.calibration = calibrated(learner, support, self.known) if calibration is None else calibration
 
     @cached_property
-    def _features(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """What makes features of length one, and those of the support."""
-        embed = self.learner.embedder(self.support.inputs)
-        return embed, embed(self.support.inputs)
+    def _embed(self) -> Callable[[Tensor], Tensor]:
+        return self.learner.embedder(self.support.inputs)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """The features of the support's samples, of length one (samples, features)."""
+        return self._embed(self.support.inputs)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The encoder's features of inputs, of length one (samples, features)."""
+        return self._embed(inputs)
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Predictions of the learner's task for inputs (samples, channels, height, width), float64 on the CPU.
@@ -108,8 +115,7 @@ class Adapted:
     def likeness(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """How much inputs are like the nearest sample of the support, by the cosine of features (Sun et al. 2022,
         "Out-of-Distribution Detection with Deep Nearest Neighbors"), and the number of that one: both (samples,)."""
-        embed, known = self._features
-        likes, nearest = (embed(inputs) @ known.T).max(1)
+        likes, nearest = (self.features(inputs) @ self.known.T).max(1)
         return likes.double().cpu(), nearest.cpu()
 
     def maps(self, inputs: Tensor) -> Tensor:
@@ -129,8 +135,16 @@ class Adapted:
 
 
 def save(model: Adapted, path: Path) -> None:
-    """Write a model as one safetensors file, replaced in one move: the learner's values, the support, and JSON that says the
-    rest and has a hash of all."""
+    """Write a model as one file, replaced in one move."""
+    content = packed(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def packed(model: Adapted) -> bytes:
+    """A model's safetensors file: the learner's values, the support, and JSON that says the rest and has a hash of all."""
     tensors = {LEARNER + name: value for name, value in model.learner.learner.state_dict().items()}
     tensors |= {INPUTS: model.support.inputs, TARGETS: model.support.targets}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -144,10 +158,7 @@ def save(model: Adapted, path: Path) -> None:
         "origin": model.origin,
     }
     about["sha256"] = _sha256(about, tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(serialised(tensors, metadata={KEY: json.dumps(about)}))
-    partial.replace(path)
+    return serialised(tensors, metadata={KEY: json.dumps(about)})
 
 
 def load(path: Path) -> Adapted:

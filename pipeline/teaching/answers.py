@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from pipeline.teaching.adapted import SURE, Adapted, Box, Label
 
@@ -55,22 +56,32 @@ def opened(model: Adapted, data: bytes, name: str) -> Asked:
 
 
 def answers(model: Adapted, asked: Sequence[Asked], *, threshold: float | None = None) -> list[Answer]:
-    """What the model says of each image by itself. `threshold` in the place of the model's own: the likeness below which an image
-    is unknown, or the score from which on an object is told.
+    """As `answered`, of images as they were read.
 
     Raises:
         InputError: the learner takes other images.
     """
     inputs = model.learner.inputs.tensor([each.arrays for each in asked])
+    return answered(model, inputs, [each.size for each in asked], threshold=threshold)
+
+
+def answered(
+    model: Adapted, inputs: Tensor, sizes: Sequence[tuple[int, int]], *, threshold: float | None = None
+) -> list[Answer]:
+    """What the model says of each image by itself: inputs (samples, channels, height, width), as the learner takes them, of
+    images of these heights and widths. `threshold` in the place of the model's own: the likeness below which an image is
+    unknown, or the score from which on an object is told.
+
+    Raises:
+        InputError: what the learner says is not finite.
+    """
     match model.learner.config.task.kind:
         case "segmentation":
             maps = model.maps(inputs).numpy()
-            return [
-                Mask(_of_size(own, each.size), model.support.classes) for own, each in zip(maps, asked, strict=True)
-            ]
+            return [Mask(_of_size(own, size), model.support.classes) for own, size in zip(maps, sizes, strict=True)]
         case "detection":
             found = model.boxes(inputs, least=SURE if threshold is None else threshold)
-            return [Boxes([_in_pixels(box, each.size) for box in own]) for own, each in zip(found, asked, strict=True)]
+            return [Boxes([_in_pixels(box, size) for box in own]) for own, size in zip(found, sizes, strict=True)]
         case _:
             return list(model.labels(inputs, threshold=threshold))
 

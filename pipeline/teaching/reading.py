@@ -76,19 +76,31 @@ def support_of(folder: Path, learner: Assembled, *, layout: str = "") -> Found:
         modalities=[name for name in learner.inputs.reader.modalities if name != IMAGE],
     )
     _refuse_empty(folder, task)
-    classes = tuple(sorted({sample.label for sample in source.samples}))
-    _refuse(folder, classes, task, learner.most_ways)
-    pictures = _pictures(source.samples, learner)
-    pictures, warnings = _distinct(folder, pictures, task)
+    _refuse(folder, _classes(source.samples), task, learner.most_ways)
+    return gathered(source.samples, learner, where=str(folder), notes=source.notes)
+
+
+def gathered(samples: Sequence[Sample], learner: Assembled, *, where: str, notes: Sequence[str] = ()) -> Found:
+    """The support set of samples, of which `where` says for people whence they come and `notes` what was already odd.
+
+    Raises:
+        InputError: an image among them cannot be read, or nothing is left of a class as the learner sees it.
+    """
+    task, classes = learner.config.task, _classes(samples)
+    pictures, warnings = _distinct(where, _pictures(samples, learner), task)
     shots = Counter(label for picture in pictures for label in {sample.label for sample in picture.samples})
-    warnings += [*source.notes, *_oddities(pictures, learner), *_uneven(shots)]
+    warnings += [*notes, *_oddities(pictures, learner), *uneven(shots)]
     inputs = learner.inputs.tensor([picture.arrays for picture in pictures])
     targets = torch.stack(_targets(task, classes, learner)(pictures)).to(inputs.device)
     support = Support(classes, inputs, targets, tuple(picture.name for picture in pictures))
     for name, is_there in zip(classes, support.members().any(0).tolist(), strict=True):
         if not is_there:
-            raise InputError(f"{folder}: nothing of {name!r} is left as the learner sees it; give larger objects of it")
+            raise InputError(f"{where}: nothing of {name!r} is left as the learner sees it; give larger objects of it")
     return Found(support, warnings)
+
+
+def _classes(samples: Sequence[Sample]) -> tuple[str, ...]:
+    return tuple(sorted({sample.label for sample in samples}))
 
 
 def layout_of(folder: Path, task: TaskConfig, asked: str) -> Layout:
@@ -172,7 +184,7 @@ def _bytes(give: Callable[[], bytes | np.ndarray]) -> bytes:
     return got if isinstance(got, bytes) else encode_png(got)
 
 
-def _distinct(folder: Path, pictures: list[Picture], task: TaskConfig) -> tuple[list[Picture], list[str]]:
+def _distinct(where: str, pictures: list[Picture], task: TaskConfig) -> tuple[list[Picture], list[str]]:
     """Each picture once. One picture cannot be of two classes where an image has one."""
     first: dict[str, Picture] = {}
     repeated = []
@@ -182,7 +194,7 @@ def _distinct(folder: Path, pictures: list[Picture], task: TaskConfig) -> tuple[
             continue
         if LAYOUTS[task.kind] == ("folder",) and other.samples[0].label != picture.samples[0].label:
             raise InputError(
-                f"{folder}: {other.name!r} and {picture.name!r} are the same picture in two classes; take one of them out"
+                f"{where}: {other.name!r} and {picture.name!r} are the same picture in two classes; take one of them out"
             )
         repeated.append(f"{picture.name} (as {other.name})")
     if not repeated or LAYOUTS[task.kind] != ("folder",):
@@ -205,7 +217,8 @@ def _oddities(pictures: Sequence[Picture], learner: Assembled) -> list[str]:
     return told
 
 
-def _uneven(shots: Mapping[str, int]) -> list[str]:
+def uneven(shots: Mapping[str, int]) -> list[str]:
+    """A sentence about the numbers of samples of classes, if they are far apart."""
     least, most = min(shots, key=shots.__getitem__), max(shots, key=shots.__getitem__)
     if shots[most] >= UNLIKE * shots[least]:
         return [f"classes are of unlike size: {most!r} has {shots[most]} samples, {least!r} {shots[least]}"]

@@ -43,24 +43,34 @@ class Support(NamedTuple):
         if self.targets.ndim == 1:
             return self.targets[:, None] == torch.arange(self.ways, device=self.targets.device)
         codes = self.targets[..., 4] if self.targets.is_floating_point() else self.targets.flatten(1)
-        return torch.stack([(codes == 1 + way).any(1) for way in range(self.ways)], 1)
+        # One after another: all at once would take a place for every pixel and class.
+        members = torch.zeros(len(codes), self.ways, dtype=torch.bool, device=codes.device)
+        for way in range(self.ways):
+            members[:, way] = (codes == 1 + way).any(1)
+        return members
 
 
-def joined(one: Support, other: Support) -> Support:
-    """Both: classes of one name are one class.
+def joined(one: Support, *others: Support) -> Support:
+    """All of them: classes of one name are one class.
 
     Raises:
         InputError: their samples are of different forms.
     """
-    if one.inputs.shape[1:] != other.inputs.shape[1:]:
-        raise InputError(
-            f"samples of shape {tuple(other.inputs.shape[1:])} (channels, height, width) do not go with those of "
-            f"{tuple(one.inputs.shape[1:])}; give images of one size"
-        )
-    classes = tuple(dict.fromkeys(one.classes + other.classes))
-    numbers = [classes.index(name) for name in other.classes]
-    targets = torch.cat(_alike(one.targets, _renumbered(other.targets, numbers)))
-    return Support(classes, torch.cat([one.inputs, other.inputs]), targets, one.names + other.names)
+    for other in others:
+        if one.inputs.shape[1:] != other.inputs.shape[1:]:
+            raise InputError(
+                f"samples of shape {tuple(other.inputs.shape[1:])} (channels, height, width) do not go with those of "
+                f"{tuple(one.inputs.shape[1:])}; give images of one size"
+            )
+    every = (one, *others)
+    ways = {name: way for way, name in enumerate(dict.fromkeys(name for each in every for name in each.classes))}
+    targets = [_renumbered(each.targets, [ways[name] for name in each.classes]) for each in every]
+    return Support(
+        tuple(ways),
+        torch.cat([each.inputs for each in every]),
+        torch.cat(_alike(targets)),
+        tuple(name for each in every for name in each.names),
+    )
 
 
 def without(support: Support, way: int) -> Support:
@@ -96,10 +106,9 @@ def _looked_up(targets: Tensor, numbers: Sequence[int]) -> Tensor:
     return torch.tensor(numbers, device=targets.device)[targets]
 
 
-def _alike(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with places for as many boxes, where they are boxes."""
-    if one.ndim != 3 or not one.is_floating_point():
-        return one, other
-    most = max(one.shape[1], other.shape[1])
-    pad = torch.nn.functional.pad
-    return pad(one, (0, 0, 0, most - one.shape[1])), pad(other, (0, 0, 0, most - other.shape[1]))
+def _alike(targets: list[Tensor]) -> list[Tensor]:
+    """All with places for as many boxes, where they are boxes."""
+    if targets[0].ndim != 3 or not targets[0].is_floating_point():
+        return targets
+    most = max(each.shape[1] for each in targets)
+    return [torch.nn.functional.pad(each, (0, 0, 0, most - each.shape[1])) for each in targets]
