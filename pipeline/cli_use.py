@@ -30,3 +30,54 @@ def adapt(
     from pipeline import adapt as verb
 
     print(verb.text(verb.adapt(checkpoint, support, out, runs=runs, layout=layout), out))
+
+
+@app.command(epilog="Example: metashard predict birds.safetensors photos/ 'more/**/*.jpg' --out answers.csv")
+def predict(
+    model: Annotated[Path, typer.Argument(help="file of metashard adapt")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="files, folders (all images below them) and patterns as 'birds/**/*.jpg'", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="answers.json (of detection COCO's form), answers.csv, or a folder for both, masks and overlays"
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="a CSV file as well")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of lines")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="likeness below which an image is unknown, or score from which on an object is told; the model's own"
+        ),
+    ] = None,
+    no_unknown: Annotated[bool, typer.Option("--no-unknown", help="every image is of one of the classes")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="of detection: boxes drawn on the images too")] = False,
+) -> None:
+    """Say what is in images: a class or unknown, masks, or boxes.
+
+    An image that cannot be read is named at the end, with exit code 1; the others are answered.
+    """
+    import sys
+
+    from pipeline import answer_files
+    from pipeline import predict as verb
+    from pipeline.session import silent
+    from pipeline.watch import counting
+
+    wanted = verb.Wanted(out, table, json, pictures)
+    # Lines on a terminal are progress enough.
+    is_shown = bool(wanted.files) or not sys.stdout.isatty()
+    with counting("predicting", "images") as counted:
+        progress = counted if is_shown else silent
+        done = verb.predict(model, images or [], wanted, least=threshold, is_closed=no_unknown, progress=progress)
+    if done.errors:
+        answer_files.told_at_the_end(done.errors, done.total)
+    if wanted.files and not json:
+        print("answers    " + ", ".join(map(str, wanted.files)))
+    if done.errors:
+        raise typer.Exit(1)

@@ -60,7 +60,7 @@ class Adapted:
         self.learner, self.support, self.calibration, self.origin = learner, support, calibration, dict(origin)
         self._ask = learner.adapt(support.batch, support.ways)
         self._embed = learner.embedder(support.inputs)
-        self._known = self._embed(support.inputs)
+        self.known = self._embed(support.inputs)
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Predictions of the learner's task for inputs (samples, channels, height, width), float64 on the CPU.
@@ -91,7 +91,11 @@ class Adapted:
 
     def nearest(self, inputs: Tensor) -> Tensor:
         """The number of the support's sample whose features are likest to an input's, by cosine (samples,)."""
-        return (self._embed(inputs) @ self._known.T).argmax(1)
+        return (self.features(inputs) @ self.known.T).argmax(1)
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """The encoder's features of inputs, of length one (samples, dim); `known` has those of the support."""
+        return self._embed(inputs)
 
     def maps(self, inputs: Tensor) -> Tensor:
         """The class of every pixel (samples, height, width) uint8, of segmentation: 0 is none, 1 + way."""
