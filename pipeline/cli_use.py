@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_data import Runs
+from pipeline.errors import InputError
 
 app = typer.Typer()
 
@@ -57,24 +58,37 @@ def predict(
     ] = None,
     no_unknown: Annotated[bool, typer.Option("--no-unknown", help="every image is of one of the classes")] = False,
     pictures: Annotated[bool, typer.Option("--pictures", help="of detection: boxes drawn on the images too")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="say of two images whether they show one class")] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="the same of every pair in a CSV file: two columns, or among others image_a and image_b"),
+    ] = None,
 ) -> None:
-    """Say what is in images: a class or unknown, masks, or boxes.
+    """Say what is in images: a class or unknown, masks, or boxes; or whether two show one class or person.
 
     An image that cannot be read is named at the end, with exit code 1; the others are answered.
     """
     import sys
 
-    from pipeline import answer_files
+    from pipeline import answer_files, predict_pairs
     from pipeline import predict as verb
     from pipeline.session import silent
     from pipeline.watch import counting
 
-    wanted = verb.Wanted(out, table, json, pictures)
+    wanted, named = verb.Wanted(out, table, json, pictures), images or []
+    if (compare or pairs) and (no_unknown or pictures):
+        raise InputError("--no-unknown and --pictures say nothing of pairs; leave them out")
+    if pairs and (compare or named):
+        raise InputError(f"--pairs {pairs}: names the images; leave --compare and others out")
     # Lines on a terminal are progress enough.
     is_shown = bool(wanted.files) or not sys.stdout.isatty()
     with counting("predicting", "images") as counted:
         progress = counted if is_shown else silent
-        done = verb.predict(model, images or [], wanted, least=threshold, is_closed=no_unknown, progress=progress)
+        if compare or pairs:
+            asked = predict_pairs.listed(pairs) if pairs else predict_pairs.named(named)
+            done = predict_pairs.compare(model, asked, wanted, least=threshold, progress=progress)
+        else:
+            done = verb.predict(model, named, wanted, least=threshold, is_closed=no_unknown, progress=progress)
     if done.errors:
         answer_files.told_at_the_end(done.errors, done.total)
     if wanted.files and not json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,9 +83,9 @@ def predict(
     """
     model = adapted.load(place)
     least = _least(model, least, is_closed)
-    _check(model, wanted)
+    check(model, wanted)
     files = files_of(asked, but=wanted.folder)
-    _refuse_overwriting(place, files, wanted)
+    refuse_overwriting(place, files, wanted)
     errors: list[Entry] = []
     with ExitStack() as open_files:
         sinks = _sinks(open_files, model, wanted, least)
@@ -108,21 +108,33 @@ class _Reply(NamedTuple):
 
 
 def _replies(model: Adapted, files: Sequence[ImageFile], least: float | None) -> Iterator[_Reply]:
-    """An answer for every file, in their order; only so many images as are asked about at once are held."""
-    waiting: list[tuple[ImageFile, Asked]] = []
+    """An answer for every file, in their order."""
+    for batch in batches(model, files):
+        whole = [(file, read) for file, read in batch if isinstance(read, Asked)]
+        if whole:
+            yield from _answered(model, whole, least)
+        else:
+            yield from (_Reply(file, None, str(read)) for file, read in batch)
+
+
+def batches(model: Adapted, files: Iterable[ImageFile]) -> Iterator[list[tuple[ImageFile, Asked | str]]]:
+    """The files as the model is asked about them, in their order: so many images at once as may be held, or one that cannot be
+    read, with the reason."""
+    waiting: list[tuple[ImageFile, Asked | str]] = []
     pixels = 0
     for file in files:
         read = _read(model, file)
-        size = math.prod(read.size) if isinstance(read, Asked) else 0
+        size = 0 if isinstance(read, str) else math.prod(read.size)
         if waiting and (not size or len(waiting) == BATCH or pixels + size > MOST_PIXELS):
-            yield from _answered(model, waiting, least)
+            yield waiting
             waiting, pixels = [], 0
-        if isinstance(read, Asked):
-            waiting.append((file, read))
-            pixels += size
-        else:
-            yield _Reply(file, None, read)
-    yield from _answered(model, waiting, least)
+        waiting.append((file, read))
+        pixels += size
+        if not size:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
 
 
 def _read(model: Adapted, file: ImageFile) -> Asked | str:
@@ -136,8 +148,6 @@ def _read(model: Adapted, file: ImageFile) -> Asked | str:
 
 def _answered(model: Adapted, waiting: Sequence[tuple[ImageFile, Asked]], least: float | None) -> list[_Reply]:
     """Where an image spoils the answers of all it is asked with, each is asked alone."""
-    if not waiting:
-        return []
     try:
         found = answers(model, [asked for _, asked in waiting], threshold=least)
     except InputError as error:
@@ -206,7 +216,8 @@ def _least(model: Adapted, least: float | None, is_closed: bool) -> float | None
     return -math.inf if is_closed else least
 
 
-def _check(model: Adapted, wanted: Wanted) -> None:
+def check(model: Adapted, wanted: Wanted) -> None:
+    """Raises InputError where answers of this model cannot go where they are wanted."""
     kind, needed = model.learner.config.task.kind, model.learner.inputs.reader.modalities
     if len(needed) > 1:
         raise InputError(
@@ -231,7 +242,7 @@ def _check(model: Adapted, wanted: Wanted) -> None:
         raise InputError(f"--csv {wanted.csv}: is written by --out already; leave it out")
 
 
-def _refuse_overwriting(place: Path, files: Sequence[ImageFile], wanted: Wanted) -> None:
+def refuse_overwriting(place: Path, files: Sequence[ImageFile], wanted: Wanted) -> None:
     """No answer takes the place of what it is an answer to."""
     read = {place.resolve(), *(file.path.resolve() for file in files)}
     made = list(wanted.files)
@@ -245,29 +256,46 @@ def _refuse_overwriting(place: Path, files: Sequence[ImageFile], wanted: Wanted)
 
 
 def _sinks(open_files: ExitStack, model: Adapted, wanted: Wanted, least: float | None) -> list[Sink]:
-    """Everything that takes answers. What people read goes to standard output unless a file has it."""
+    """Everything that takes answers about images."""
     kind, classes = model.learner.config.task.kind, model.support.classes
-    head = _head(model, least)
-    found = []
-    for path in wanted.files:
-        file = open_files.enter_context(answer_files.whole(path))
-        if path.suffix.lower() == ".csv":
-            sink = answer_files.csv_table(file, answer_files.columns_of(kind, classes))
-        elif kind == "detection" and path == wanted.out:
-            sink = answer_files.coco(file, classes)
-        else:
-            sink = answer_files.json_document(file, head)
-        found.append(open_files.enter_context(sink))
-    if wanted.folder is not None and kind == "detection":
-        file = open_files.enter_context(answer_files.whole(wanted.folder / "coco.json"))
-        found.append(open_files.enter_context(answer_files.coco(file, classes)))
+    columns, head = answer_files.columns_of(kind, classes), _head(model, least)
+    if kind != "detection" or wanted.out is None:
+        found = sinks(open_files, wanted, columns, head)
+    else:
+        # A file of detection is COCO's; a folder has both.
+        path = wanted.out if wanted.folder is None else wanted.out / "coco.json"
+        is_coco = path.suffix.lower() == ".json"
+        others = wanted._replace(out=None) if is_coco and wanted.folder is None else wanted
+        found = sinks(open_files, others, columns, head, is_kept=True)
+        if is_coco:
+            file = open_files.enter_context(answer_files.whole(path))
+            found.append(open_files.enter_context(answer_files.coco(file, classes)))
     if wanted.folder is not None and kind == "segmentation":
         make_folder(wanted.folder)
         names = {str(1 + way): name for way, name in enumerate(classes)}
         write_file(wanted.folder / "classes.json", json.dumps(names).encode())
+    return found
+
+
+def sinks(
+    open_files: ExitStack,
+    wanted: Wanted,
+    columns: Sequence[str],
+    head: Mapping[str, Any],
+    *,
+    is_kept: bool = False,
+) -> list[Sink]:
+    """A table for every .csv and a document for every .json; what people read goes to standard output unless a file has it, or
+    it is kept elsewhere."""
+    found = []
+    for path in wanted.files:
+        file = open_files.enter_context(answer_files.whole(path))
+        is_table = path.suffix.lower() == ".csv"
+        sink = answer_files.csv_table(file, columns) if is_table else answer_files.json_document(file, head)
+        found.append(open_files.enter_context(sink))
     if wanted.is_json:
         found.append(open_files.enter_context(answer_files.json_document(sys.stdout, head)))
-    elif not wanted.files:
+    elif not wanted.files and not is_kept:
         found.append(open_files.enter_context(answer_files.lines()))
     return found
 

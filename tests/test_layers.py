@@ -87,6 +87,7 @@ LAYERS = {
         "register",
         "adapt",
         "predict",
+        "predict_pairs",
         "image_files",
         "answer_files",
         "served",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import struct
 import zlib
@@ -11,17 +12,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from taught import DETECTION, PROTOTYPE, SEGMENTATION, taught
+import torch
+from taught import DETECTION, PROTOTYPE, SEGMENTATION, VERIFICATION, taught
 from test_cli import error_of, here  # noqa: F401  the fixture
 
 from pipeline import predict as verb
 from pipeline.data.images import decode, decode_mask, encode_png
 from pipeline.errors import InputError
-from pipeline.image_files import files_of
+from pipeline.image_files import ImageFile, files_of
 from pipeline.predict import Wanted, predict
+from pipeline.predict_pairs import compare, named
 from pipeline.teaching import adapted
 from pipeline.teaching.adapted import UNKNOWN, Adapted
 from pipeline.teaching.answers import answers, as_json, opened
+from pipeline.teaching.pairs import compared, pair_threshold
+
+FILES = ("one/a.png", "two/a.png", "two/b.png", "c.png")
 
 
 def picture(number: int, *, height: int = 20, width: int = 24) -> bytes:
@@ -53,7 +59,7 @@ def objects(scenes_root, tmp_path_factory) -> Path:
 @pytest.fixture
 def photos(tmp_path) -> Path:
     """Two folders that have files of the same names, and a file beside them."""
-    for number, name in enumerate(("one/a.png", "two/a.png", "two/b.png", "c.png")):
+    for number, name in enumerate(FILES):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(number))
@@ -322,3 +328,84 @@ def test_a_model_that_was_taught_on_a_gpu_is_used_without_one(model, photos, tmp
     found = adapted.load(model)
     assert isinstance(found, Adapted) and found.support.inputs.device.type == "cpu"
     assert not predict(model, [str(photos)], Wanted(tmp_path / "x.json")).errors
+
+
+@pytest.fixture(scope="module")
+def persons(glyphs_root, tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("persons") / "m.safetensors"
+    adapted.save(taught(glyphs_root, place.parent, **VERIFICATION), place)
+    return place
+
+
+def test_pairs_are_told_in_their_order_and_each_image_is_read_once(persons, photos, here, monkeypatch):  # noqa: F811
+    (photos / "bad.png").write_bytes(b"")
+    asked = [("c.png", "c.png"), ("one/a.png", "two/a.png"), ("two/a.png", "one/a.png"), ("c.png", "bad.png")]
+    read: list[str] = []
+    keep = ImageFile.read
+    monkeypatch.setattr(ImageFile, "read", lambda file: read.append(file.name) or keep(file))
+    for name, head, fold in (("plain.csv", [], []), ("named.csv", ["fold", "image_a", "image_b", "same"], ["0"])):
+        with (photos / name).open("w", newline="") as file:
+            table = csv.writer(file)
+            table.writerows([head] if head else [])
+            table.writerows([*fold, *pair, *["1"] * len(fold)] for pair in asked)
+        read.clear()
+        done = here("predict", persons, "--pairs", photos / name, "--out", "x.json", "--csv", "x.csv")
+        assert sorted(read) == ["bad.png", "c.png", "one/a.png", "two/a.png"]
+        assert done.returncode == 1 and "1 of 4 have no answer" in done.stderr and "'bad.png': is empty" in done.stderr
+        told = read_json(photos.parent / "x.json")["predictions"]
+        assert [(each["image_a"], each["image_b"]) for each in told] == asked
+        assert told[0]["same"] is True and told[0]["likeness"] == pytest.approx(1, abs=1e-5)
+        assert told[1]["likeness"] == pytest.approx(told[2]["likeness"], abs=1e-6)
+        assert "is empty" in told[3]["error"]
+        rows = rows_of(photos.parent / "x.csv")
+        assert [row["same"] for row in rows] == [*(str(each["same"]) for each in told[:3]), ""]
+
+
+def test_two_images_are_compared(persons, photos, here):  # noqa: F811
+    shown = here("predict", persons, "--compare", photos / "c.png", photos / "c.png")
+    assert shown.returncode == 0 and "  same  cosine 1.000, same from " in shown.stdout
+    other = here("predict", persons, "--compare", photos / "c.png", photos / "c.png", "--threshold", "2")
+    assert "  different  " in other.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--compare", "a"], "takes two images, and 1 are named"),
+        (["--compare", "a", "b", "--no-unknown"], "say nothing of pairs"),
+        (["--compare", "a", "b", "--threshold", "nan"], "is no cosine"),
+        (["--pairs", "three.csv"], "line 2: 3 values are no pair"),
+        (["--pairs", "three.csv", "a"], "names the images"),
+        (["--pairs", "empty.csv"], "holds no pair"),
+        (["--pairs", "gone.csv"], "cannot be read"),
+    ],
+)
+def test_pairs_that_are_none_are_told(persons, tmp_path, here, arguments, reason):  # noqa: F811
+    (tmp_path / "three.csv").write_text("a,b\na,b,c\n")
+    (tmp_path / "empty.csv").write_text("image_a,image_b\n")
+    assert reason in error_of(here("predict", persons, *arguments))
+
+
+def test_without_two_images_of_a_class_or_classes_at_all_nothing_is_compared(glyphs_root, pixels, tmp_path):
+    place = tmp_path / "m"
+    adapted.save(taught(glyphs_root, tmp_path, shots=1, **VERIFICATION), place)
+    asked = named(["a", "b"])
+    with pytest.raises(InputError, match="no class of the support has two images"):
+        compare(place, asked, Wanted())
+    with pytest.raises(InputError, match="task.kind = segmentation: pairs are compared by"):
+        compare(pixels, asked, Wanted())
+
+
+def test_the_threshold_of_pairs_parts_them_best():
+    """Two classes in two directions, one of them wide: from the least cosine within a class on pairs are of one."""
+    angles = torch.tensor([0.0, 0.2, 0.5, 1.4, 1.5], dtype=torch.float64)
+    features, targets = torch.stack([angles.cos(), angles.sin()], 1), torch.tensor([0, 0, 0, 1, 1])
+    found = pair_threshold(features, targets)
+    assert found is not None and math.cos(0.9) < found < math.cos(0.5)
+    assert pair_threshold(features, torch.arange(5)) is None
+    order = torch.tensor([3, 1, 4, 0, 2])
+    assert pair_threshold(features[order], targets[order]) == pytest.approx(found)
+    alone = pair_threshold(features[:3], targets[:3])
+    assert alone is not None and alone >= math.cos(0.5)
+    same = compared(features[:1], features[1:2], least=found)
+    assert same[0].same and same[0].likeness == pytest.approx(math.cos(0.2))

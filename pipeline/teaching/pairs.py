@@ -46,7 +46,7 @@ def threshold_of(model: Adapted) -> float | None:
     return pair_threshold(model.known, model.support.targets)
 
 
-def compared(model: Adapted, one: Tensor, other: Tensor, *, least: float) -> list[Compared]:
-    """What is said of pairs of inputs (pairs, channels, height, width) each, `least` being the threshold."""
-    likes = (model.features(one) * model.features(other)).sum(1).double().tolist()
+def compared(one: Tensor, other: Tensor, *, least: float) -> list[Compared]:
+    """What is said of pairs from the features of both (pairs, dim), `least` being the threshold."""
+    likes = (one * other).sum(1).double().tolist()
     return [Compared(like >= least, like, least) for like in likes]
