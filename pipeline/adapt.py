@@ -6,7 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline import checkpoint, mirror, restore, spool
 from pipeline.config import parse
@@ -14,11 +14,12 @@ from pipeline.data.index import Index
 from pipeline.data.outline import Outline, outline
 from pipeline.data.root import Url
 from pipeline.errors import InputError
+from pipeline.faults import one_line
 from pipeline.lineage import MAKER
 from pipeline.restore import run_of
 from pipeline.shipped_model import ABOUT, WEIGHTS
 from pipeline.teaching import adapted
-from pipeline.teaching.adapted import Adapted, teach
+from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.reading import support_of
 from pipeline.teaching.source import Source, of_files, own_learner
 from pipeline.tracking import default_uri
@@ -26,6 +27,8 @@ from pipeline.tracking import default_uri
 MLFLOW = "models:/"
 ENOUGH = 20
 """Samples left out from which on their accuracy is told without a warning."""
+BLURRED = 0.5
+"""Errors of the threshold (`Calibration.errors`) from which on it is said that strangers are hardly told."""
 
 
 class Made(NamedTuple):
@@ -45,7 +48,7 @@ def adapt(target: str, folder: Path, out: Path, *, runs: Path, layout: str = "")
         raise InputError(f"--out {out}: is a folder; name a file, as {out / 'model.safetensors'}")
     learner = (found := source_of(target, runs)).assembled()
     support, warnings = support_of(folder, learner, layout=layout)
-    model = teach(learner, support, origin=found.told)
+    model = Adapted(learner, support, origin=found.told)
     adapted.save(model, out)
     return Made(model, warnings + doubts(model))
 
@@ -85,16 +88,18 @@ def of_checkpoint(path: Path) -> Source:
 
 def _of_mlflow(target: str, runs: Path) -> Source:
     """The learner of a model in MLflow: where the environment says, or the sqlite file under the runs folder."""
+    from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(runs)
     with TemporaryDirectory(prefix="metashard-model-") as place:
         try:
-            folder = Path(download_artifacts(target, dst_path=place, tracking_uri=uri))
+            where = _artifacts(MlflowClient(tracking_uri=uri, registry_uri=uri), target)
+            folder = Path(download_artifacts(where, dst_path=place, tracking_uri=uri))
         except (MlflowException, OSError) as error:
             raise InputError(
-                f"{target}: cannot be had from {uri} ({str(error).partition(chr(10))[0]}); name a registered model, or set "
+                f"{target}: cannot be had from {uri} ({one_line(str(error))}); name a registered model, or set "
                 "MLFLOW_TRACKING_URI"
             ) from error
         files = [folder / "artifacts" / name for name in (ABOUT, WEIGHTS)]
@@ -102,6 +107,24 @@ def _of_mlflow(target: str, runs: Path) -> Source:
             raise InputError(f"{target}: is no model of metashard register; register a run, or name its checkpoint")
         found = of_files(*files)
     return found._replace(told={**found.told, "from": target})
+
+
+def _artifacts(client: Any, target: str) -> str:
+    """Where the files of `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `models:/NAME/latest` or `models:/ID` lie. MLflow's own
+    look-up takes the registry that the process was last set to."""
+    named = target.removeprefix(MLFLOW)
+    name, at, alias = named.partition("@")
+    if at:
+        return client.get_model_version_by_alias(name, alias).source
+    name, slash, version = named.partition("/")
+    if not slash:
+        return client.get_logged_model(name).artifact_location
+    if version != "latest":
+        return client.get_model_version(name, version).source
+    versions = client.search_model_versions(f"name = '{name}'")
+    if not versions:
+        raise InputError(f"{target}: there is no registered model of this name; register a run")
+    return max(versions, key=lambda each: int(each.version)).source
 
 
 def doubts(model: Adapted) -> list[str]:
@@ -120,6 +143,8 @@ def doubts(model: Adapted) -> list[str]:
         told.append(
             f"accuracy is of {found.samples} samples: one more or less right moves it by {100 / found.samples:.0f} points"
         )
+    if found.errors is not None and found.errors >= BLURRED:
+        told.append("these classes look much alike to the learner: it can hardly tell what is of none of them")
     return told
 
 

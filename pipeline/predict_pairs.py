@@ -97,8 +97,8 @@ def _least(model: Adapted, least: float | None) -> float:
         return least
     if found is None:
         raise InputError(
-            "no class of the support has two images, so that nobody knows how alike those of one class are; give --threshold (a "
-            "cosine), or adapt with more images"
+            "the support has no two images of one class, or of two classes, so that nobody knows how alike they are; give "
+            "--threshold (a cosine), or adapt with more images"
         )
     return found
 

@@ -15,6 +15,7 @@ from pipeline import build, checkpoint, servable, spool, tracking
 from pipeline.config import parse
 from pipeline.data.images import encode_png
 from pipeline.data.index import Index
+from pipeline.data.loader import Reader
 from pipeline.data.outline import outline
 from pipeline.data.sampler import Draw
 from pipeline.data.shards import Shards
@@ -42,7 +43,7 @@ def register(run: Path, *, name: str = "", alias: str = "") -> Registered:
     model, to which the alias then points.
 
     Raises:
-        InputError: it is no run, or one whose learner others cannot build or that tells no classes; or its data are not there.
+        InputError: it is no run, or one whose learner others cannot build; or its data are not there.
     """
     if not (run / spool.FILE).exists():
         raise InputError(f"{run} has no {spool.FILE}, so it is no run; `metashard runs` lists the runs")
@@ -73,9 +74,8 @@ def lay_out(folder: Path, config: RunConfig, best: Path) -> Path:
     """Write the files that a model is made of, replaced in one move: description, weights, and an episode as an example.
 
     Raises:
-        InputError: the task tells no classes, the checkpoint or the data cannot be read, or the learner cannot be built.
+        InputError: the checkpoint or the data cannot be read, or the learner cannot be built.
     """
-    servable.check(config)
     saved, weights = checkpoint.load(best), (best / checkpoint.FILES[0]).read_bytes()
     index = Index.open(config.data.root)
     about = source.about(config, outline(index, config.data.train), weights, step=saved.step)
@@ -96,15 +96,27 @@ def lay_out(folder: Path, config: RunConfig, best: Path) -> Path:
 def example(config: RunConfig, index: Index, *, number: int = 0, queries: int = 1) -> dict[str, list[Any]]:
     """A request: the support of a test episode, and so many queries of each of its classes."""
     drawn = build.sampler(config, index, config.data.test).draw(0, number)
-    shards = Shards(index)
-    told: dict[str, list[Any]] = {name: [] for name in servable.COLUMNS}
+    reader = build.reader(config, index)._replace(size=None)
+    names = servable.columns(config.task)
+    told: dict[str, list[Any]] = {name: [] for name in names}
     for way, own in enumerate(drawn.support):
-        told["support"] += [_files(config, shards, int(row), int(drawn.turns[way])) for row in own]
-        told["labels"] += [_name(index, drawn, way)] * len(own)
-        told["queries"] += [
-            _files(config, shards, int(row), int(drawn.turns[way])) for row in drawn.query[way][:queries]
-        ]
+        turns = int(drawn.turns[way])
+        for row in map(int, own):
+            told["support"].append(_files(config, reader.shards, row, turns))
+            if "masks" in names:
+                told["masks"].append(_file(reader.mask_of(row, way, drawn)[..., None].astype(np.uint8)))
+            if "boxes" in names:
+                told["boxes"].append(_boxes(reader, row, way, drawn))
+        told["labels"] += [_name(index, drawn, way)] * (1 if len(names) > len(servable.IMAGES) else len(own))
+        told["queries"] += [_files(config, reader.shards, int(row), turns) for row in drawn.query[way][:queries]]
     return told
+
+
+def _boxes(reader: Reader, row: int, way: int, drawn: Draw) -> list[list[float]]:
+    """Left, top, right, bottom in pixels and value of the boxes of a support image."""
+    height, width, _ = reader.shards.index.shape(row)
+    found = reader.boxes_of(row, way, drawn, is_support=True)
+    return (found[found[:, 4] != 0] * (width, height, width, height, 1)).tolist()
 
 
 def _name(index: Index, drawn: Draw, way: int) -> str:

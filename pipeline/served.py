@@ -9,7 +9,7 @@ from mlflow.pyfunc.model import PythonModel
 
 
 class ServedLearner(PythonModel):
-    """Its request has the columns of `servable.COLUMNS`, an episode in each row; its answer those of `servable.Answer`."""
+    """Its request has the columns of `servable.columns`, an episode in each row; its answer those of `servable.Answer`."""
 
     def load_context(self, context: Any) -> None:
         """Read weights and description; what reads them is imported here, since to make a model nobody needs it."""

@@ -123,15 +123,22 @@ def package(folder: Path, out: Path, *, model_id: str, run_id: str) -> None:
 
 
 def _signature(example: dict[str, Any]) -> Any:
-    """An episode a row: images in base64 (of several modalities a list each), names of classes; what `servable.Answer` says."""
+    """An episode a row: images in base64 (of several modalities a list each), names of classes, masks or boxes where the task has
+    them; what `servable.Answer` says."""
     from mlflow.models import ModelSignature
     from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     text, number = Array(DataType.string), Array(DataType.double)
     images = text if isinstance(example["support"][0], str) else Array(text)
-    told = {"classes": text, "labels": text, "probabilities": number, "scores": Array(number)}
+    inputs, told = {"support": images, "labels": text, "queries": images}, {"classes": text}
+    if "masks" in example:
+        inputs, told = inputs | {"masks": text}, told | {"masks": text}
+    elif "boxes" in example:
+        inputs, told = inputs | {"boxes": Array(Array(number))}, told | {"boxes": Array(Array(number))}
+    else:
+        told |= {"labels": text, "probabilities": number, "scores": Array(number)}
     return ModelSignature(
-        Schema([ColSpec(images, "support"), ColSpec(text, "labels"), ColSpec(images, "queries")]),
+        Schema([ColSpec(kind, name) for name, kind in inputs.items()]),
         Schema([ColSpec(kind, name) for name, kind in told.items()]),
         ParamSchema([ParamSpec("mode", DataType.string, "inductive")]),
     )

@@ -10,12 +10,12 @@ from typing import Any
 
 import yaml
 
-from pipeline import checkpoint, failures, servable, spool, swept, tracking
+from pipeline import checkpoint, failures, spool, swept, tracking
 from pipeline.build import MakeLearner
 from pipeline.conclude import RESULT_FILE, conclude, tell_end, tell_start
 from pipeline.config import dump
 from pipeline.data.index import Index
-from pipeline.errors import InputError, RunFailed
+from pipeline.errors import RunFailed
 from pipeline.evaluate import write
 from pipeline.ledger import FAILED, FINISHED, STOPPED, Ledger, Trial
 from pipeline.run_folder import new_run
@@ -210,7 +210,7 @@ class Sweeping:
         run = self.run(best.number)
         config = self.plan.trial(best.point, self.folder)
         if not is_concluded(run):
-            tracked = config.tracking.model_copy(update={"model": self._is_served(config)})
+            tracked = config.tracking.model_copy(update={"model": not maker(self._make_learner)})
             config = config.model_copy(update={"tracking": tracked})
             conclude(run, config, Index.open(config.data.root), self._make_learner)
         ready = self.plan.config(best.point).model_copy(update={"name": f"{self.folder.name}-best"})
@@ -234,14 +234,6 @@ class Sweeping:
             told.artifact(path, sweep_charts.FOLDER)
         told.close()
         return result
-
-    def _is_served(self, config: RunConfig) -> bool:
-        """Whether MLflow can have the best trial as a model: its task tells classes, and its config makes the learner."""
-        try:
-            servable.check(config)
-        except InputError:
-            return False
-        return not maker(self._make_learner)
 
     def _told_trials(self) -> dict[str, Any]:
         """All trials as JSON values, by number."""

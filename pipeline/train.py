@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import build, checkpoint, failures, lineage, mirror, preflight, servable, tracking
+from pipeline import build, checkpoint, failures, lineage, mirror, preflight, tracking
 from pipeline.archive import STOP_FILE, Folder
 from pipeline.build import MakeLearner
 from pipeline.build_mixture import indexes
@@ -170,7 +170,6 @@ def check(config: RunConfig, make_learner: MakeLearner = build.learner, *, is_ne
     index = Index.open(config.data.root)
     data = config.data
     if config.tracking.is_model:
-        servable.check(config)
         for made_by in maker(make_learner).values():
             raise own_learner(made_by)
     if config.validation.aside and config.workers.is_alone:

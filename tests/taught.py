@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small import small_config
+from teachable import learner_of
 
 from pipeline import build
 from pipeline.data.index import Index
-from pipeline.data.outline import outline
-from pipeline.schema.run import RunConfig
-from pipeline.start import started
-from pipeline.teaching.adapted import Adapted, teach
-from pipeline.teaching.assembled import Assembled, assembled
+from pipeline.teaching.adapted import Adapted
+from pipeline.teaching.assembled import Assembled
 from pipeline.teaching.support import Support
 
 UNET: dict[str, Any] = {"kind": "unet", "width": 4, "depth": 2, "downsample": "stride"}
@@ -31,21 +28,9 @@ TASKS = {
 }
 
 
-def config_of(root: Path, runs: Path, *, shots: int = 2, **sections: Any) -> RunConfig:
-    """A run of a learner; its episodes have two support samples of a class."""
-    data = {"shots": shots, **sections.pop("data", {})}
-    return small_config(root, runs, data=data, **sections)
-
-
-def learner_of(config: RunConfig) -> Assembled:
-    """The untrained learner, as a checkpoint would bring it."""
-    index = Index.open(config.data.root)
-    values = started(config, index, build.learner).state_dict()
-    return assembled(config, outline(index, config.data.train), values, "wrong values")
-
-
-def support_of(config: RunConfig, learner: Assembled, *, number: int = 0) -> Support:
-    """The support of a test episode; classes are called a, b, …"""
+def support_of(learner: Assembled, *, number: int = 0) -> Support:
+    """The support of a test episode of the learner's data; classes are called a, b, …"""
+    config = learner.config
     index = Index.open(config.data.root)
     drawn = build.sampler(config, index, config.data.test).draw(0, number)
     batch = build.place(config, torch.device("cpu"))(build.reader(config, index).episode(drawn)).support
@@ -54,8 +39,7 @@ def support_of(config: RunConfig, learner: Assembled, *, number: int = 0) -> Sup
     return Support(classes, batch.inputs, batch.targets, names).to(learner.inputs.device)
 
 
-def taught(root: Path, runs: Path, **sections: Any) -> Adapted:
-    """A model of an untrained learner that was shown the support of a test episode."""
-    config = config_of(root, runs, **sections)
-    learner = learner_of(config)
-    return teach(learner, support_of(config, learner), origin={"from": "a test"})
+def taught(root: Path, runs: Path, *, shots: int = 2, **sections: Any) -> Adapted:
+    """A model of an untrained learner that was shown the support of a test episode, two samples of a class."""
+    learner = learner_of(root, runs, **{**sections, "data": {"shots": shots, **sections.get("data", {})}})
+    return Adapted(learner, support_of(learner), origin={"from": "a test"})

@@ -18,9 +18,11 @@ import pytest
 import test_layers
 import torch
 from small import small_config
+from teachable import DETECTION, SEGMENTATION, class_folders
+from test_embed import trained
 from test_tracking import closed_port
 
-from pipeline import build, cli, register, restore, shipped_model, spool, tracking, train
+from pipeline import build, cli, register, restore, servable, shipped_model, spool, tracking, train
 from pipeline.data.index import Index
 from pipeline.errors import InputError
 from pipeline.learners.learner import Learner, Mode
@@ -122,6 +124,21 @@ def test_nothing_of_it_is_pickled_and_all_it_needs_is_there(known):
     needed = (known.files / "requirements.txt").read_text().splitlines()
     assert {line.partition("==")[0] for line in needed} == set(shipped_model.REQUIREMENTS)
     assert all("+" not in line for line in needed)
+
+
+def test_the_learner_comes_back_by_its_alias(known, tmp_path, monkeypatch):
+    from pipeline import adapt
+    from pipeline.teaching.adapted import load
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    runs, target = known.folder.parent, f"models:/{NAME}@{ALIAS}"
+    made = adapt.adapt(target, class_folders(tmp_path / "images"), tmp_path / "model", runs=runs)
+    for other in (f"models:/{NAME}/1", f"models:/{NAME}/latest", f"models:/{known.model.model_id}"):
+        assert adapt.source_of(other, runs).told["sha256"] == made.model.origin["sha256"]
+    own = adapt.adapt(str(known.folder), tmp_path / "images", tmp_path / "own", runs=tmp_path)
+    assert made.model.origin["from"] == target and made.model.origin["sha256"] == own.model.origin["sha256"]
+    inputs = made.model.support.inputs
+    assert load(tmp_path / "model").scores(inputs).equal(own.model.scores(inputs))
 
 
 def test_its_requirements_are_what_its_code_imports():
@@ -237,19 +254,28 @@ def test_the_verb_registers_a_finished_run(known, capsys, monkeypatch):
         assert fault in capsys.readouterr().err
 
 
-def test_what_cannot_be_served_is_refused_before_training(glyphs_root, scenes_root, tmp_path):
-    asked = {"tracking": {"model": True}}
-    pixels = small_config(
-        scenes_root, tmp_path, task={"kind": "segmentation"}, model={"kind": "unet", "depth": 2}, **asked
-    )
-    with pytest.raises(InputError, match="task.kind = segmentation: a model in MLflow"):
-        train.check(pixels)
+@pytest.mark.parametrize("sections", [SEGMENTATION, DETECTION], ids=["masks", "boxes"])
+def test_models_of_pixels_too(scenes_root, tmp_path, monkeypatch, sections):
+    import pandas as pd
+    from mlflow import pyfunc
 
+    best = trained(tmp_path, scenes_root, **sections)
+    config, index = small_config(scenes_root, tmp_path, **sections), Index.open(scenes_root)
+    folder = register.lay_out(tmp_path / "laid", config, best)
+    shipped_model.package(folder, tmp_path / "model", model_id="m-1", run_id="r-1")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    asked = register.example(config, index, number=1)
+    found = pyfunc.load_model(str(tmp_path / "model")).predict(pd.DataFrame([asked])).to_dict("records")[0]
+    own = servable.opened(folder / shipped_model.ABOUT, folder / shipped_model.WEIGHTS).answer(asked)._asdict()
+    assert {name: list(value) for name, value in found.items()} == own
+
+
+def test_what_cannot_be_served_is_refused_before_training(glyphs_root, tmp_path):
     def mine(config: RunConfig, index: Index) -> Learner:
         return build.learner(config, index)
 
     with pytest.raises(InputError, match="make_learner = .*mine"):
-        train.check(small_config(glyphs_root, tmp_path, **asked), mine)
+        train.check(small_config(glyphs_root, tmp_path, tracking={"model": True}), mine)
 
 
 @pytest.mark.slow

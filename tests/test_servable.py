@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import save
 from small import small_config
 from tars import npy
+from teachable import DETECTION, SEGMENTATION
 from test_combinations import kinds
 from test_embed import trained
 
 from pipeline import build, register, servable
-from pipeline.data.images import encode_png
+from pipeline.data.images import decode_mask, encode_png
 from pipeline.data.index import Index
 from pipeline.data.outline import Outline, outline, outlined
 from pipeline.embed import embed
@@ -27,6 +28,7 @@ from pipeline.schema.learner import LearnerConfig
 from pipeline.schema.run import RunConfig
 from pipeline.servable import Servable
 from pipeline.start import started
+from pipeline.tasks.detection import detections
 from pipeline.teaching import source
 
 MAPS = {"conv4": {"kind": "conv4", "width": 4, "features": "map"}}
@@ -108,6 +110,68 @@ def test_features_of_a_frozen_encoder(tmp_path, glyphs_root):
     asked = register.example(config, index)
     with pytest.raises(InputError, match="takes features of"):
         found.answer({**asked, "queries": [encoded(npy(np.zeros((2, 2, index.shape(0)[2]), np.float32)))]})
+
+
+def test_masks_are_those_of_the_learner_beside_its_data(tmp_path, scenes_root):
+    config, index = small_config(scenes_root, tmp_path, **SEGMENTATION), Index.open(scenes_root)
+    learner = started(config, index, build.learner)
+    found = laid_out(tmp_path, config, index, learner)
+    episode = build.reader(config, index).episode(build.sampler(config, index, config.data.test).draw(0, 0))
+    for mode in Mode:
+        said = found.answer(register.example(config, index, queries=99), mode=mode)
+        with torch.no_grad():
+            own = learner.adapt(episode.support, episode.ways, mode=mode)(episode.query.inputs).argmax(1)
+        masks = [decode_mask(base64.b64decode(text), "mask") for text in said.masks]
+        assert torch.equal(torch.from_numpy(np.stack(masks)).long(), own) and len(said.classes) == episode.ways
+
+
+def test_boxes_are_those_of_the_learner_beside_its_data(tmp_path, scenes_root):
+    config, index = small_config(scenes_root, tmp_path, **DETECTION), Index.open(scenes_root)
+    learner = started(config, index, build.learner)
+    said = laid_out(tmp_path, config, index, learner).answer(register.example(config, index, queries=99))
+    episode = build.reader(config, index).episode(build.sampler(config, index, config.data.test).draw(0, 0))
+    with torch.no_grad():
+        own = detections(learner.adapt(episode.support, episode.ways, mode=Mode.INDUCTIVE)(episode.query.inputs))
+    height, width, _ = index.shape(0)
+    for boxes, wanted in zip(said.boxes, own.double(), strict=True):
+        kept = wanted[wanted[:, 4] > 0]
+        kept = torch.cat([kept[:, :4] * torch.tensor([width, height, width, height]), kept[:, 4:5], 1 + kept[:, 5:]], 1)
+        torch.testing.assert_close(torch.tensor(boxes, dtype=torch.float64).reshape(-1, 6), kept, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "said"),
+    [
+        ("masks", lambda own: own[:-1], "support has 2 images and masks 1; give one for each image"),
+        ("masks", lambda own: [own[0], encoded(encode_png(np.zeros((5, 5), np.uint8)))], r"masks\[1\]: is \(5, 5\)"),
+        ("masks", lambda own: [own[0], encoded(encode_png(np.full((48, 48), 9, np.uint8)))], "value 9 means nothing"),
+        ("masks", lambda own: [own[0], "?"], r"masks\[1\]: is no base64"),
+        ("masks", lambda own: [own[0], own[0]], "not every one of .* is in masks"),
+        ("masks", lambda own: None, "masks: is not given"),
+    ],
+)
+def test_masks_that_cannot_be_are_told(tmp_path, scenes_root, column, change, said):
+    config, index = small_config(scenes_root, tmp_path, **SEGMENTATION), Index.open(scenes_root)
+    found = laid_out(tmp_path, config, index, build.learner(config, index))
+    request = register.example(config, index)
+    with pytest.raises(InputError, match=said):
+        found.answer({**request, column: change(request[column])})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda own: [[[0, 0, 99, 9, 1]], own[1]], "leaves its image"),
+        (lambda own: [[[0, 0, 9, 9, 3]], own[1]], "is of class 3, and it names 2"),
+        (lambda own: [["x"], own[1]], r"boxes\[0\]"),
+    ],
+)
+def test_boxes_that_cannot_be_are_told(tmp_path, scenes_root, change, said):
+    config, index = small_config(scenes_root, tmp_path, **DETECTION), Index.open(scenes_root)
+    found = laid_out(tmp_path, config, index, build.learner(config, index))
+    request = register.example(config, index)
+    with pytest.raises(InputError, match=said):
+        found.answer({**request, "boxes": change(request["boxes"])})
 
 
 @pytest.fixture(scope="module")

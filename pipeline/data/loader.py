@@ -68,13 +68,13 @@ class Reader(NamedTuple):
         labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
         if self.boxes:
             targets = [
-                self._boxes(int(row), int(way), draw, is_support=is_support)
+                self.boxes_of(int(row), int(way), draw, is_support=is_support)
                 for row, way in zip(rows, labels, strict=True)
             ]
             return Batch(inputs, torch.from_numpy(np.stack(targets)))
         if not self.masks:
             return Batch(inputs, labels)
-        masks = [self._mask(int(row), int(way), draw) for row, way in zip(rows, labels, strict=True)]
+        masks = [self.mask_of(int(row), int(way), draw) for row, way in zip(rows, labels, strict=True)]
         return Batch(inputs, torch.from_numpy(np.stack(masks)))
 
     def stored(self, row: int) -> tuple[np.ndarray | None, ...]:
@@ -134,7 +134,7 @@ class Reader(NamedTuple):
         there = torch.tensor([float(array is not None) for array in arrays])
         return [inputs, there[:, None, None, None].expand(-1, 1, *inputs.shape[2:])] if self.told else [inputs]
 
-    def _mask(self, row: int, way: int, draw: Draw) -> np.ndarray:
+    def mask_of(self, row: int, way: int, draw: Draw) -> np.ndarray:
         """The pixels' classes (height, width) int64 of a sample that was drawn for its class `way`."""
         index = self.shards.index
         own = index.class_names[draw.classes[way]]
@@ -151,7 +151,7 @@ class Reader(NamedTuple):
             )
         return mask
 
-    def _boxes(self, row: int, way: int, draw: Draw, *, is_support: bool) -> np.ndarray:
+    def boxes_of(self, row: int, way: int, draw: Draw, *, is_support: bool) -> np.ndarray:
         """The boxes (boxes, 5) float32 of a sample that was drawn for its class `way`."""
         index = self.shards.index
         what, own = f"{index.root}: sample {index.key(row)!r}", index.class_names[draw.classes[way]]

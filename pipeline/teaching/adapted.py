@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, final
 
@@ -16,9 +17,10 @@ from torch import Tensor
 from pipeline.config import parse
 from pipeline.data.outline import Outline
 from pipeline.errors import InputError
+from pipeline.learners.learner import Mode
 from pipeline.tasks.detection import detections
 from pipeline.teaching.assembled import Assembled, assembled
-from pipeline.teaching.calibration import Calibration, calibrated, likeness
+from pipeline.teaching.calibration import Calibration, calibrated
 from pipeline.teaching.support import Support
 
 FORMAT = 1
@@ -56,11 +58,26 @@ class Box(NamedTuple):
 class Adapted:
     """A learner with the support it was taught by; it never changes, so that several threads may ask it."""
 
-    def __init__(self, learner: Assembled, support: Support, calibration: Calibration, *, origin: Mapping[str, Any]):
-        self.learner, self.support, self.calibration, self.origin = learner, support, calibration, dict(origin)
-        self._ask = learner.adapt(support.batch, support.ways)
-        self._embed = learner.embedder(support.inputs)
-        self.known = self._embed(support.inputs)
+    def __init__(
+        self,
+        learner: Assembled,
+        support: Support,
+        calibration: Calibration | None = None,
+        *,
+        origin: Mapping[str, Any],
+        mode: Mode = Mode.INDUCTIVE,
+    ):
+        """Adapt to a support; without a calibration that of the support is made. In transductive mode images that are asked about
+        together look at each other."""
+        self.learner, self.support, self.origin = learner, support, dict(origin)
+        self._ask = learner.adapt(support.batch, support.ways, mode=mode)
+        self.calibration = calibrated(learner, support, self._features[1]) if calibration is None else calibration
+
+    @cached_property
+    def _features(self) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """What makes features of length one, and those of the support."""
+        embed = self.learner.embedder(self.support.inputs)
+        return embed, embed(self.support.inputs)
 
     def scores(self, inputs: Tensor) -> Tensor:
         """Predictions of the learner's task for inputs (samples, channels, height, width), float64 on the CPU.
@@ -77,10 +94,9 @@ class Adapted:
 
     def labels(self, inputs: Tensor, *, threshold: float | None = None) -> list[Label]:
         """What each image is, of classification and verification; `threshold` in the place of the model's own."""
-        scores = self.scores(inputs)
         least = self.calibration.threshold if threshold is None else threshold
-        chances, likes = (scores / self.calibration.temperature).softmax(1), likeness(scores)
-        nearest = self.nearest(inputs)
+        chances = (self.scores(inputs) / self.calibration.temperature).softmax(1)
+        likes, nearest = self.likeness(inputs)
         told = []
         for chance, like, near in zip(chances.tolist(), likes.tolist(), nearest.tolist(), strict=True):
             way = max(range(len(chance)), key=chance.__getitem__)
@@ -89,13 +105,20 @@ class Adapted:
             told.append(Label(label, chance[way], dict(zip(self.support.classes, chance, strict=True)), like, near))
         return told
 
-    def nearest(self, inputs: Tensor) -> Tensor:
-        """The number of the support's sample whose features are likest to an input's, by cosine (samples,)."""
-        return (self.features(inputs) @ self.known.T).argmax(1)
+    def likeness(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """How much inputs are like the nearest sample of the support, by the cosine of features (Sun et al. 2022,
+        "Out-of-Distribution Detection with Deep Nearest Neighbors"), and the number of that one: both (samples,)."""
+        likes, nearest = (self.features(inputs) @ self.known.T).max(1)
+        return likes.double().cpu(), nearest.cpu()
 
     def features(self, inputs: Tensor) -> Tensor:
-        """The encoder's features of inputs, of length one (samples, dim); `known` has those of the support."""
-        return self._embed(inputs)
+        """The encoder's features of inputs, of length one (samples, dim)."""
+        return self._features[0](inputs)
+
+    @property
+    def known(self) -> Tensor:
+        """Those of the support."""
+        return self._features[1]
 
     def maps(self, inputs: Tensor) -> Tensor:
         """The class of every pixel (samples, height, width) uint8, of segmentation: 0 is none, 1 + way."""
@@ -111,11 +134,6 @@ class Adapted:
             ]
             for found in detections(self.scores(inputs)).tolist()
         ]
-
-
-def teach(learner: Assembled, support: Support, *, origin: Mapping[str, Any]) -> Adapted:
-    """The learner adapted to a support, and calibrated on it."""
-    return Adapted(learner, support, calibrated(learner, support), origin=origin)
 
 
 def save(model: Adapted, path: Path) -> None:

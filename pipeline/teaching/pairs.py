@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pipeline.errors import InputError
 from pipeline.teaching.adapted import Adapted
-from pipeline.teaching.calibration import threshold
+from pipeline.teaching.calibration import parting
 
 KINDS = ("classification", "verification")
 
@@ -26,11 +26,11 @@ def pair_threshold(features: Tensor, targets: Tensor) -> float | None:
     """The cosine that parts every two samples of one class from those of two with the least error, shares of both kinds added:
     the best balanced accuracy. Features are of length one (samples, dim), targets are ways (samples,).
 
-    None where no class has two samples: nobody knows then how alike those of one class are.
+    None where no class has two samples, or there is one class: nobody knows then how alike those of one are, or of two.
     """
     one, other = torch.triu_indices(len(targets), len(targets), 1)
     likes, same = (features @ features.T).double().cpu()[one, other], (targets[one] == targets[other]).cpu()
-    return threshold(likes[same], likes[~same]) if same.any() else None
+    return parting(likes[same], likes[~same])[0] if same.any() and not same.all() else None
 
 
 def threshold_of(model: Adapted) -> float | None:

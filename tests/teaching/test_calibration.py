@@ -1,0 +1,90 @@
+"""What is said of sureness is true of data of which it is known; where nothing can be known, nothing is said."""
+
+import pytest
+import torch
+from teachable import PROTOTYPE, learner_of, support_of
+from torch.nn import functional as F
+
+from pipeline.teaching.adapted import Adapted
+from pipeline.teaching.calibration import Calibration, parting, temperature, threshold
+
+
+def drawn(count: int, ways: int, heat: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores, and targets that are drawn with the probabilities that the scores at this temperature give."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 4 * torch.randn(count, ways, generator=generator, dtype=torch.float64)
+    return scores, torch.multinomial((scores / heat).softmax(1), 1, generator=generator)[:, 0]
+
+
+@pytest.mark.parametrize("heat", [0.5, 1.0, 3.0])
+def test_the_temperature_that_targets_were_drawn_with_is_found(heat):
+    assert temperature(*drawn(4000, 5, heat)) == pytest.approx(heat, rel=0.15)
+
+
+def test_few_samples_move_the_temperature_little():
+    scores = torch.tensor([[9.0, 0.0], [0.0, 9.0], [9.0, 0.0]], dtype=torch.float64)
+    right, wrong = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1])
+    assert 1 / 3 < temperature(scores, right) <= 1 < temperature(scores, wrong) < 10
+    nothing = temperature(torch.zeros(0, 2, dtype=torch.float64), torch.zeros(0, dtype=torch.int64))
+    assert nothing == pytest.approx(1)
+
+
+def test_the_best_parting_of_known_and_strangers():
+    known, strangers = torch.tensor([0.9, 0.8, 0.7, 0.2]), torch.tensor([0.1, 0.15, 0.75, 0.3, 0.25])
+    value, errors = parting(known, strangers)
+    assert 0.3 < value <= 0.7 and errors == pytest.approx(1 / 4 + 1 / 5)
+    # Of equally good ones the lowest, and none better exists.
+    tried = torch.linspace(-1, 2, 301)
+    wrong = (known < tried[:, None]).float().mean(1) + (strangers >= tried[:, None]).float().mean(1)
+    assert wrong.min().item() == pytest.approx(errors)
+    assert parting(torch.tensor([0.9]), torch.tensor([0.1])) == (pytest.approx(0.5), 0)
+
+
+def clusters(shots: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of length one of four classes, 60° apart in their planes or more, and their classes."""
+    generator = torch.Generator().manual_seed(1)
+    middles = torch.eye(4, dtype=torch.float64) + 0.3
+    targets = torch.arange(4).repeat_interleave(shots)
+    noise = 0.1 * torch.randn(len(targets), 4, generator=generator, dtype=torch.float64)
+    return F.normalize(middles[targets] + noise, dim=1), targets
+
+
+def test_strangers_are_told_from_what_is_known():
+    features, targets = clusters(4)
+    value, errors = threshold(features, targets)
+    cosines = (features @ features.T).fill_diagonal_(-1)
+    assert errors == 0
+    assert (cosines.amax(1) >= value).all()
+    assert (cosines.masked_fill(targets[:, None] == targets[None], -1).amax(1) < value).all()
+
+
+def test_of_lone_samples_only_strangers_are_known():
+    features, targets = clusters(1)
+    value, errors = threshold(features, targets)
+    nearest = (features @ features.T).fill_diagonal_(-1).amax(1)
+    assert errors is None and nearest.min() <= value <= nearest.max()
+
+
+def test_what_was_left_out_says_how_good_the_model_is(glyphs_root, tmp_path):
+    learner = learner_of(glyphs_root, tmp_path, **PROTOTYPE)
+    found = Adapted(learner, support_of(learner), origin={}).calibration
+    assert found.samples == 9 and not found.copies and found.threshold is not None and found.errors is not None
+    hits = 0
+    support = support_of(learner)
+    for number in range(9):
+        # A prototype's answer to one sample does not depend on which others are asked about.
+        left = torch.arange(9) % 3 == number % 3
+        kept = Adapted(
+            learner,
+            support._replace(inputs=support.inputs[~left], targets=support.targets[~left], names=support.names[:6]),
+            Calibration(),
+            origin={},
+        )
+        hits += int(kept.scores(support.inputs[number : number + 1]).argmax() == support.targets[number])
+    assert found.accuracy == pytest.approx(hits / 9)
+
+
+def test_copies_do_not_make_it_sure(glyphs_root, tmp_path):
+    learner = learner_of(glyphs_root, tmp_path, **PROTOTYPE)
+    found = Adapted(learner, support_of(learner, shots=1), origin={}).calibration
+    assert found.copies and found.temperature == 1 and found.errors is None and found.samples == 12
