@@ -95,3 +95,31 @@ def predict(
         print("answers    " + ", ".join(map(str, wanted.files)))
     if done.errors:
         raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: metashard export birds.safetensors --onnx birds.onnx; metashard export RUN --mlflow learner/"
+)
+def export(
+    target: Annotated[
+        str, typer.Argument(help="file of metashard adapt; for --mlflow a checkpoint, as metashard adapt takes it")
+    ],
+    onnx: Annotated[Path | None, typer.Option(help="file for ONNX, from images in 0…1 to scores")] = None,
+    program: Annotated[Path | None, typer.Option("--torch", help="file for torch.export, as birds.pt2")] = None,
+    mlflow: Annotated[Path | None, typer.Option(help="folder for the learner itself as an MLflow model")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write an adapted model for programs that have no metashard, or a learner for MLflow, each tried before it is kept."""
+    if mlflow is None:
+        from pipeline import export as verb
+
+        print(verb.text(verb.export(Path(target), onnx=onnx, program=program)))
+    elif onnx or program:
+        raise InputError(
+            "--mlflow takes a checkpoint, and --onnx and --torch a model of metashard adapt; call it for each"
+        )
+    else:
+        from pipeline import export_mlflow
+
+        export_mlflow.export(target, mlflow, runs=runs)
+        print(f"{mlflow}  serve it: mlflow models serve -m {mlflow} --env-manager local")

@@ -88,6 +88,8 @@ LAYERS = {
         "adapt",
         "predict",
         "predict_pairs",
+        "export",
+        "export_mlflow",
         "image_files",
         "answer_files",
         "served",
