@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_data import Runs
+from pipeline.errors import InputError
 
 app = typer.Typer()
 
@@ -81,3 +82,95 @@ def token(
     from pipeline.serving import tokens
 
     print(tokens.add(file, days=days))
+
+
+@app.command(epilog="Example: metashard predict birds.safetensors photos/ 'more/**/*.jpg' --out answers.csv")
+def predict(
+    model: Annotated[Path, typer.Argument(help="file of metashard adapt")],
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="files, folders (all images below them) and patterns as 'birds/**/*.jpg'", show_default=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="answers.json (of detection COCO's form), answers.csv, or a folder for both, masks and overlays"
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--csv", help="a CSV file as well")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON instead of lines")] = False,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="likeness below which an image is unknown, or score from which on an object is told; the model's own"
+        ),
+    ] = None,
+    no_unknown: Annotated[bool, typer.Option("--no-unknown", help="every image is of one of the classes")] = False,
+    pictures: Annotated[bool, typer.Option("--pictures", help="of detection: boxes drawn on the images too")] = False,
+    compare: Annotated[bool, typer.Option("--compare", help="say of two images whether they show one class")] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="the same of every pair in a CSV file: two columns, or among others image_a and image_b"),
+    ] = None,
+) -> None:
+    """Say what is in images: a class or unknown, masks, or boxes; or whether two show one class or person.
+
+    An image that cannot be read is named at the end, with exit code 1; the others are answered.
+    """
+    import sys
+
+    from pipeline import answer_files, predict_pairs
+    from pipeline import predict as verb
+    from pipeline.session import silent
+    from pipeline.watch import counting
+
+    wanted, named = verb.Wanted(out, table, json, pictures), images or []
+    if (compare or pairs) and (no_unknown or pictures):
+        raise InputError("--no-unknown and --pictures say nothing of pairs; leave them out")
+    if pairs and (compare or named):
+        raise InputError(f"--pairs {pairs}: names the images; leave --compare and others out")
+    # Lines on a terminal are progress enough.
+    is_shown = bool(wanted.files) or not sys.stdout.isatty()
+    with counting("predicting", "images") as counted:
+        progress = counted if is_shown else silent
+        if compare or pairs:
+            asked = predict_pairs.listed(pairs) if pairs else predict_pairs.named(named)
+            done = predict_pairs.compare(model, asked, wanted, least=threshold, progress=progress)
+        else:
+            done = verb.predict(model, named, wanted, least=threshold, is_closed=no_unknown, progress=progress)
+    if done.errors:
+        answer_files.told_at_the_end(done.errors, done.total)
+    if wanted.files and not json:
+        print("answers    " + ", ".join(map(str, wanted.files)))
+    if done.errors:
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog="Example: metashard export birds.safetensors --onnx birds.onnx; metashard export RUN --mlflow learner/"
+)
+def export(
+    target: Annotated[
+        str, typer.Argument(help="file of metashard adapt; for --mlflow a checkpoint, as metashard adapt takes it")
+    ],
+    onnx: Annotated[Path | None, typer.Option(help="file for ONNX, from images in 0…1 to scores")] = None,
+    program: Annotated[Path | None, typer.Option("--torch", help="file for torch.export, as birds.pt2")] = None,
+    mlflow: Annotated[Path | None, typer.Option(help="folder for the learner itself as an MLflow model")] = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Write an adapted model for programs that have no metashard, or a learner for MLflow, each tried before it is kept."""
+    if mlflow is None:
+        from pipeline import export as verb
+
+        print(verb.text(verb.export(Path(target), onnx=onnx, program=program)))
+    elif onnx or program:
+        raise InputError(
+            "--mlflow takes a checkpoint, and --onnx and --torch a model of metashard adapt; call it for each"
+        )
+    else:
+        from pipeline import export_mlflow
+
+        export_mlflow.export(target, mlflow, runs=runs)
+        print(f"{mlflow}  serve it: mlflow models serve -m {mlflow} --env-manager local")

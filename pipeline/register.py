@@ -104,7 +104,7 @@ def example(config: RunConfig, index: Index, *, number: int = 0, queries: int = 
         for row in map(int, own):
             told["support"].append(_files(config, reader.shards, row, turns))
             if "masks" in names:
-                told["masks"].append(_file(reader.mask_of(row, way, drawn)[..., None].astype(np.uint8)))
+                told["masks"].append(encoded(reader.mask_of(row, way, drawn)[..., None].astype(np.uint8)))
             if "boxes" in names:
                 told["boxes"].append(_boxes(reader, row, way, drawn))
         told["labels"] += [_name(index, drawn, way)] * (1 if len(names) > len(servable.IMAGES) else len(own))
@@ -127,13 +127,14 @@ def _name(index: Index, drawn: Draw, way: int) -> str:
 def _files(config: RunConfig, shards: Shards, row: int, turns: int) -> servable.Picture:
     """A sample in base64: a file for each modality, "" for what it lacks; of one modality that file."""
     files = [
-        _file(np.rot90(shards.plane(row, modality), turns)) if shards.index.has(row, modality) else ""
+        encoded(np.rot90(shards.plane(row, modality), turns)) if shards.index.has(row, modality) else ""
         for modality in config.data.modalities
     ]
     return files[0] if len(files) == 1 else files
 
 
-def _file(array: np.ndarray) -> str:
+def encoded(array: np.ndarray) -> str:
+    """An image (height, width, channels) as a file in base64: PNG where that can be, else npy."""
     if array.dtype == np.uint8 and array.shape[2] in (1, 3):
         return base64.b64encode(encode_png(np.ascontiguousarray(array))).decode()
     buffer = io.BytesIO()

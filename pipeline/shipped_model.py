@@ -101,7 +101,7 @@ def _fill(client: Any, run_dir: Path, run_id: str, folder: Path, model: Any, ste
     client.finalize_logged_model(model.model_id, "READY")
 
 
-def package(folder: Path, out: Path, *, model_id: str, run_id: str) -> None:
+def package(folder: Path, out: Path, *, model_id: str | None, run_id: str | None) -> None:
     """Write a complete MLflow model: code, JSON and safetensors, nothing pickled, nothing that it needs elsewhere."""
     from mlflow import pyfunc
     from mlflow.models import Model

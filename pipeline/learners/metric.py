@@ -117,9 +117,9 @@ class RelationLearner(EmbeddingLearner):
         means = class_means(support.flatten(1), labels, ways).reshape(ways, *support.shape[1:])
 
         def decide(query: Tensor) -> Tensor:
-            each = (len(query), ways, *means.shape[1:])
+            each = (query.shape[0], ways, *means.shape[1:])
             pairs = torch.cat([means[None].expand(each), query[:, None].expand(each)], 2)
-            scores = self.relation(pairs.flatten(0, 1), normalise).reshape(len(query), ways)
+            scores = self.relation(pairs.flatten(0, 1), normalise).reshape(query.shape[0], ways)
             return F.logsigmoid(scores) if self.squares else scores
 
         return decide

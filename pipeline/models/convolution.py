@@ -37,7 +37,7 @@ class Convolution(nn.Conv2d):
         return super().forward(input)
 
     def _is_wide(self, x: Tensor) -> bool:
-        places = len(x) * (x.shape[2] // self.stride[0]) * (x.shape[3] // self.stride[1])
+        places = x.shape[0] * (x.shape[2] // self.stride[0]) * (x.shape[3] // self.stride[1])
         return self.weight.numel() > MANY_WEIGHTS and places < self.out_channels
 
     def normalised(self, images: Tensor, norm: Norm, normalise: Normalise) -> Tensor:
@@ -84,7 +84,7 @@ def _by_sample(patches: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
     One product over all samples would take several times as long for the gradient of a matrix with few rows.
     """
     rows = patches.flatten(1, 2)
-    product = torch.baddbmm(bias, rows, matrix.expand(len(rows), *matrix.shape))
+    product = torch.baddbmm(bias, rows, matrix.expand(rows.shape[0], *matrix.shape))
     return product.unflatten(1, patches.shape[1:3]).permute(0, 3, 1, 2)
 
 

@@ -58,7 +58,7 @@ class LateFusion(nn.Module):
                 there.append((inputs[:, at].amax((1, 2)) > PRESENT).to(inputs.dtype))
                 at += 1
             else:
-                there.append(inputs.new_ones(len(inputs)))
+                there.append(inputs.new_ones(inputs.shape[0]))
         if not self._told:
             return torch.cat(found, 1)
         scale = len(there) / torch.stack(there).sum(0)

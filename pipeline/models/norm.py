@@ -148,7 +148,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor, normalise: Normalise) -> Tensor:
         # Not F.group_norm: under vmap it does not take channels-last activations.
-        grouped = x.reshape(len(x), self.groups, -1)
+        grouped = x.reshape(x.shape[0], self.groups, -1)
         var, mean = torch.var_mean(grouped, -1, correction=0, keepdim=True)
         shape = (1, -1) + (1,) * (x.ndim - 2)
         normal = ((grouped - mean) * torch.rsqrt(var + EPS)).reshape(x.shape)

@@ -24,7 +24,7 @@ class Gru(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(samples, time, inputs) -> the states after each time (samples, time, width)"""
-        state, states = x.new_zeros(len(x), self.width), []
+        state, states = x.new_zeros(x.shape[0], self.width), []
         for seen in self.read(x).unbind(1):
             (reset, keep, new), (reset_by, keep_by, new_by) = seen.chunk(3, 1), self.recall(state).chunk(3, 1)
             candidate = torch.tanh(new + torch.sigmoid(reset + reset_by) * new_by)
@@ -54,7 +54,7 @@ class Lstm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(samples, time, inputs) -> the outputs at each time (samples, time, width)"""
-        state, states = x.new_zeros(len(x), self.width), []
+        state, states = x.new_zeros(x.shape[0], self.width), []
         cell = state
         for seen in self.read(x).unbind(1):
             state, cell = lstm(seen + self.recall(state), cell)

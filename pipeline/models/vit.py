@@ -155,7 +155,7 @@ class Vit(nn.Module):
         patches = self.patch_embed(images) + self.pos_embed[:, 1:]
         first = self.cls_token + self.pos_embed[:, :1]
         alike = [first] if self.register_tokens is None else [first, self.register_tokens]
-        x = torch.cat([*(token.expand(len(images), -1, -1) for token in alike), patches], 1)
+        x = torch.cat([*(token.expand(images.shape[0], -1, -1) for token in alike), patches], 1)
         for block in self.blocks:
             x = block(x)
         return self.norm(x[:, 0])

@@ -35,4 +35,4 @@ class Likes:
             least = self._threshold
         if least is None:
             raise Refused(409, "every class has one image, so that nobody knows how alike two of one are; add some")
-        return compared(model, one, other, least=least)[0]
+        return compared(model.features(one), model.features(other), least=least)[0]

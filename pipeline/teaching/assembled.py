@@ -43,6 +43,22 @@ class Assembled:
         Raises:
             InputError: the learner tells fewer classes apart.
         """
+        predictor = self.bare(support, ways, mode=mode)
+
+        def ask(inputs: Tensor) -> Tensor:
+            with self._one, torch.no_grad():
+                # In transductive mode queries look at each other, so they are not parted.
+                parts = [inputs] if mode is Mode.TRANSDUCTIVE else inputs.split(MANY)
+                return torch.cat([predictor(part) for part in parts])
+
+        return ask
+
+    def bare(self, support: Batch, ways: int, *, mode: Mode = Mode.INDUCTIVE) -> Predictor:
+        """As `adapt`, for one thread and so many queries as fit: nothing but operations on tensors, to be traced.
+
+        Raises:
+            InputError: the learner tells fewer classes apart.
+        """
         most = self.most_ways
         if most is not None and ways > most:
             raise InputError(
@@ -50,20 +66,24 @@ class Assembled:
             )
         with self._one, torch.no_grad():
             predictor = self.learner.adapt(support, ways, mode=mode)
-        unused = 0 if most is None else most - ways
-
-        def ask(inputs: Tensor) -> Tensor:
-            with self._one, torch.no_grad():
-                # In transductive mode queries look at each other, so they are not parted.
-                parts = [inputs] if mode is Mode.TRANSDUCTIVE else inputs.split(MANY)
-                found = torch.cat([predictor(part) for part in parts])
-            return _without(found, ways, unused, is_detection=self.config.task.kind == "detection") if unused else found
-
-        return ask
+        unused, is_detection = 0 if most is None else most - ways, self.config.task.kind == "detection"
+        return lambda inputs: (
+            _without(predictor(inputs), ways, unused, is_detection=is_detection) if unused else predictor(inputs)
+        )
 
     def embedder(self, known: Tensor) -> Callable[[Tensor], Tensor]:
         """What makes the encoder's features, of length one (samples, features), of inputs; norm layers use the learner's own
         statistics, or those of the samples `known` where it keeps none."""
+        bare = self.bare_embedder(known)
+
+        def embed(inputs: Tensor) -> Tensor:
+            with self._one, torch.no_grad():
+                return torch.cat([bare(part) for part in inputs.split(MANY)])
+
+        return embed
+
+    def bare_embedder(self, known: Tensor) -> Callable[[Tensor], Tensor]:
+        """As `embedder`, for one thread and so many inputs as fit: nothing but operations on tensors."""
         network, running = self.learner.get_submodule("model"), getattr(self.learner, "running", None)
         assert isinstance(network, Network)
         with self._one, torch.no_grad():
@@ -73,13 +93,7 @@ class Assembled:
                 recorded = Recorded()
                 network.encoder(network.standard(known), recorded)
                 normalise = Given(recorded.statistics)
-
-        def embed(inputs: Tensor) -> Tensor:
-            with self._one, torch.no_grad():
-                parts = [network.encoder(network.standard(part), normalise) for part in inputs.split(MANY)]
-            return F.normalize(torch.cat(parts).flatten(1), dim=1)
-
-        return embed
+        return lambda inputs: F.normalize(network.encoder(network.standard(inputs), normalise).flatten(1), dim=1)
 
     @property
     def most_ways(self) -> int | None:

@@ -26,11 +26,11 @@ def pair_threshold(features: Tensor, targets: Tensor) -> float | None:
     """The cosine that parts every two samples of one class from those of two with the least error, shares of both kinds added:
     the best balanced accuracy. Features are of length one (samples, dim), targets are ways (samples,).
 
-    None where no class has two samples: nobody knows then how alike those of one class are.
+    None where no class has two samples, or there is one class: nobody knows then how alike those of one are, or of two.
     """
     one, other = torch.triu_indices(len(targets), len(targets), 1)
     likes, same = (features @ features.T).double().cpu()[one, other], (targets[one] == targets[other]).cpu()
-    return parting(likes[same], likes[~same])[0] if same.any() else None
+    return parting(likes[same], likes[~same])[0] if same.any() and not same.all() else None
 
 
 def threshold_of(model: Adapted) -> float | None:
@@ -46,7 +46,7 @@ def threshold_of(model: Adapted) -> float | None:
     return pair_threshold(model.known, model.support.targets)
 
 
-def compared(model: Adapted, one: Tensor, other: Tensor, *, least: float) -> list[Compared]:
-    """What is said of pairs of inputs (pairs, channels, height, width) each, `least` being the threshold."""
-    likes = (model.features(one) * model.features(other)).sum(1).double().tolist()
+def compared(one: Tensor, other: Tensor, *, least: float) -> list[Compared]:
+    """What is said of pairs from the features of both (pairs, dim), `least` being the threshold."""
+    likes = (one * other).sum(1).double().tolist()
     return [Compared(like >= least, like, least) for like in likes]
