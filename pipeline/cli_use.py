@@ -30,3 +30,15 @@ def adapt(
     from pipeline import adapt as verb
 
     print(verb.text(verb.adapt(checkpoint, support, out, runs=runs, layout=layout), out))
+
+
+@app.command(epilog="Example: metashard page http://127.0.0.1:8000 --token-file token")
+def page(
+    url: Annotated[str, typer.Argument(help="URL of metashard serve")],
+    token_file: Annotated[Path | None, typer.Option(help="file with the server's token")] = None,
+    port: Annotated[int, typer.Option(help="port of this machine; 0: any that is free")] = 7860,
+) -> None:
+    """Show a page on which people teach a server classes and ask it, until Ctrl-C."""
+    from pipeline import page_server
+
+    page_server.serve(url, token_file=token_file, port=port)

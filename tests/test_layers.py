@@ -109,6 +109,8 @@ LAYERS = {
         "importance",
         "page",
         "pages",
+        "page_server",
+        "serving",
         "machine",
     },
     6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told", "cli_use"},

@@ -1,0 +1,1 @@
+"""A learner that is taught and asked over HTTP, and a page in front of it."""
