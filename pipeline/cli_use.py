@@ -35,7 +35,9 @@ def adapt(
 @app.command(epilog="Example: metashard page http://127.0.0.1:8000 --token-file token")
 def page(
     url: Annotated[str, typer.Argument(help="URL of metashard serve")],
-    token_file: Annotated[Path | None, typer.Option(help="file with the server's token")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="file that holds the server's token; none: METASHARD_TOKEN of the environment")
+    ] = None,
     port: Annotated[int, typer.Option(help="port of this machine; 0: any that is free")] = 7860,
 ) -> None:
     """Show a page on which people teach a server classes and ask it, until Ctrl-C."""

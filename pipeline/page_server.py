@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -25,6 +27,9 @@ NAMES = {HOST, "localhost"}
 """What a browser on this machine may call it: a name that somebody else's server of names gives is none of these."""
 LARGEST = 64 * 2**20
 """Bytes of a file that the page takes."""
+VARIABLE = "METASHARD_TOKEN"
+TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""What a token may be (RFC 6750, section 2.1)."""
 FILE = "model.safetensors"
 PLACE = "GRADIO_TEMP_DIR"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -79,21 +84,23 @@ def serve(url: str, *, token_file: Path | None = None, port: int) -> None:
 
 
 def token(url: str, file: Path | None) -> str:
-    """The token in a file; empty where no file is named.
+    """The token in a file, or in the environment where no file is named; empty where there is none.
 
     Raises:
-        InputError: there is none in it, or it would be sent to another machine where everybody on the way can read it.
+        InputError: what is there is none, or it would be sent to another machine where everybody on the way can read it.
     """
     if file is None:
-        return ""
-    try:
-        found = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"--token-file {file}: cannot be read ({error}); name the file of the server's token"
-        ) from error
-    if not found or not found.isascii() or not found.isprintable():
-        raise InputError(f"--token-file {file}: holds no token; name the file of the server's token")
+        found, where = os.environ.get(VARIABLE, ""), VARIABLE
+        if not found:
+            return ""
+    else:
+        where = f"--token-file {file}"
+        try:
+            found = file.read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{where}: cannot be read ({error}); name a file that holds the token alone") from error
+    if not TOKEN.fullmatch(found):
+        raise InputError(f"{where}: is no token; give the one that people ask the server with, and nothing else")
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname not in {*NAMES, "::1"}:
         raise InputError(
@@ -122,21 +129,26 @@ def app(server: Server) -> FastAPI:
         name = {"Content-Disposition": f'attachment; filename="{FILE}"'}
         return Response(content, media_type="application/octet-stream", headers=name)
 
-    return gr.mount_gradio_app(
-        found,
-        page(server, server.taught()),
-        path="/",
-        server_name=HOST,
-        footer_links=[],
-        run_history=False,
-        show_error=False,
-        max_file_size=LARGEST,
-        ssr_mode=False,
-        mcp_server=False,
-        theme=THEME,
-        css=STYLE,
-        js=NAMED,
-    )
+    async def mounted() -> FastAPI:
+        return gr.mount_gradio_app(
+            found,
+            page(server, told),
+            path="/",
+            server_name=HOST,
+            footer_links=[],
+            run_history=False,
+            show_error=False,
+            max_file_size=LARGEST,
+            ssr_mode=False,
+            mcp_server=False,
+            theme=THEME,
+            css=STYLE,
+            js=NAMED,
+        )
+
+    told = server.taught()
+    # Where no event loop runs, the library makes some that nobody closes.
+    return asyncio.run(mounted())
 
 
 def guarded(

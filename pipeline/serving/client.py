@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -114,14 +115,14 @@ class Server:
         self._asked("DELETE", f"/classes/{quote(name, safe='').replace('.', '%2E')}")
 
     def predict(self, image: Image, *, threshold: float | None = None) -> dict[str, Any]:
-        """What is said of an image, as `pipeline.teaching.answers.as_json` has it; a mask comes too."""
+        """What is said of an image, as `pipeline.teaching.answers.as_json` has it; of segmentation with `mask`, a PNG."""
         params = {} if threshold is None else {"threshold": threshold}
         with self._as_agreed():
             files = [("images", (image.name, image.data))]
             (found,) = self._asked("POST", "/predict", params=params, files=files).json()["predictions"]
             if "error" in found:
                 raise InputError(str(found["error"]))
-            return found
+            return {**found, "mask": base64.b64decode(found["mask"], validate=True)} if "mask" in found else found
 
     def compare(self, one: Image, other: Image) -> Compared:
         """Whether both show one identity."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -125,7 +124,7 @@ def masks_over(of: Picture, answer: dict[str, Any]) -> Annotated:
     Raises:
         InputError: the server's mask is none.
     """
-    mask = decode_mask(base64.b64decode(answer["mask"]), "the mask of the answer")
+    mask = decode_mask(answer["mask"], "the mask of the answer")
     height, width = of.shown.shape[:2]
     large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
     places = [(place, name) for place, name in enumerate(answer["classes"], 1) if name in answer["areas"]]
