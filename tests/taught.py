@@ -123,6 +123,13 @@ def application(learner: Assembled, *, token: str = "") -> FastAPI:
     app, classes = FastAPI(), Classes(learner)
     app.state.classes = classes
 
+    _refusing(app, token)
+    _teaching(app, classes)
+    _asking(app, classes)
+    return app
+
+
+def _refusing(app: FastAPI, token: str) -> None:
     @app.middleware("http")
     async def authorized(request: Request, call_next):
         if token and request.headers.get("authorization") != f"Bearer {token}":
@@ -132,6 +139,10 @@ def application(learner: Assembled, *, token: str = "") -> FastAPI:
     @app.exception_handler(InputError)
     async def refused(request: Request, error: InputError):
         return JSONResponse({"error": str(error)}, 409 if request.url.path == "/model" else 400)
+
+
+def _teaching(app: FastAPI, classes: Classes) -> None:
+    learner = classes.learner
 
     @app.get("/classes")
     def listed(offset: int = 0, limit: int = 100) -> dict[str, Any]:
@@ -175,6 +186,10 @@ def application(learner: Assembled, *, token: str = "") -> FastAPI:
             classes.become(left if left.ways else None)
         return Response(status_code=204)
 
+
+def _asking(app: FastAPI, classes: Classes) -> None:
+    learner = classes.learner
+
     @app.post("/predict")
     def predicted(images: list[UploadFile], threshold: float | None = None) -> dict[str, Any]:
         model, told = classes.known(), []
@@ -204,8 +219,6 @@ def application(learner: Assembled, *, token: str = "") -> FastAPI:
         with tempfile.TemporaryDirectory() as place:
             adapted.save(classes.known(), Path(place) / "model")
             return Response((Path(place) / "model").read_bytes(), media_type="application/octet-stream")
-
-    return app
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from gradio.themes import Default
 
 from pipeline.errors import InputError
 from pipeline.serving import drawn, words
+from pipeline.serving.boxing import boxes
 from pipeline.serving.client import PAGE, Image, Server, Taught
-from pipeline.serving.marking import Marking, boxes, masks, read, telling
+from pipeline.serving.marking import Marking, read, telling
+from pipeline.serving.painting import masks
 
 MODEL = "/model"
 """Where the page has the adapted model."""

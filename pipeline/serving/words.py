@@ -82,3 +82,8 @@ def marked(boxes: Sequence[Box]) -> str:
         return told("No box is marked yet.")
     items = "; ".join(", ".join(f"{side:.0f}" for side in box) for box in boxes)
     return told(f"{len(boxes)} marked (left, top, right, bottom): {items}")
+
+
+def painted(name: str, pixels: int, total: int) -> str:
+    """How much of an image was marked when it was last looked at."""
+    return told(f"{name}: {pixels:,} of {total:,} pixels are marked." if pixels else f"{name}: nothing is marked yet.")

@@ -185,4 +185,5 @@ def test_words():
     assert "different" in words.compared(Compared(False, 0.2, None)) and "same" in words.compared(
         Compared(True, 1, 0.5)
     )
+    assert "nothing is marked" in words.painted("a", 0, 9) and "1 of 2,000" in words.painted("a", 1, 2000)
     assert "No box" in words.marked([]) and "1, 2, 3, 4" in words.marked([(1.0, 2.0, 3.0, 4.0)])
