@@ -174,3 +174,17 @@ def export(
 
         export_mlflow.export(target, mlflow, runs=runs)
         print(f"{mlflow}  serve it: mlflow models serve -m {mlflow} --env-manager local")
+
+
+@app.command(epilog="Example: metashard page http://127.0.0.1:8000 --token-file token")
+def page(
+    url: Annotated[str, typer.Argument(help="URL of metashard serve")],
+    token_file: Annotated[
+        Path | None, typer.Option(help="file that holds the server's token; none: METASHARD_TOKEN of the environment")
+    ] = None,
+    port: Annotated[int, typer.Option(help="port of this machine; 0: any that is free")] = 7860,
+) -> None:
+    """Show a page on which people teach a server classes and ask it, until Ctrl-C."""
+    from pipeline import page_server
+
+    page_server.serve(url, token_file=token_file, port=port)

@@ -119,6 +119,7 @@ LAYERS = {
         "importance",
         "page",
         "pages",
+        "page_server",
         "machine",
     },
     6: {"cli", "cli_choose", "cli_data", "cli_runs", "cli_told", "cli_use"},
