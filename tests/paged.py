@@ -25,7 +25,7 @@ from pipeline.data.outline import outline
 from pipeline.errors import InputError
 from pipeline.start import started
 from pipeline.teaching import adapted
-from pipeline.teaching.adapted import Adapted, teach
+from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.answers import Mask, answers, as_json, opened
 from pipeline.teaching.assembled import Assembled
 from pipeline.teaching.source import Source
@@ -70,7 +70,7 @@ class Classes:
 
     def become(self, support: Support | None) -> None:
         self.support, self.version = support, self.version + 1
-        self.model = None if support is None else teach(self.learner, support, origin={"from": "nowhere"})
+        self.model = None if support is None else Adapted(self.learner, support, origin={"from": "nowhere"})
 
     def known(self) -> Adapted:
         if self.model is None:
