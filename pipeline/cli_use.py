@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from pipeline.cli_data import Runs
+from pipeline.errors import InputError
 
 app = typer.Typer()
 
@@ -54,9 +55,12 @@ def serve(
     runs: Runs = Path("runs"),
 ) -> None:
     """Teach classes to a model and ask it over HTTP (Ray Serve); what is taught outlives a restart. Ctrl-C ends it."""
-    from pipeline import serve as verb
-    from pipeline.serving.deployment import Address
-    from pipeline.serving.limits import MIB, Limits
+    try:
+        from pipeline import serve as verb
+        from pipeline.serving.deployment import Address
+        from pipeline.serving.limits import MIB, Limits
+    except ModuleNotFoundError as error:
+        raise InputError(f"serving needs the package {error.name}: pip install 'metashard[serve]'") from error
 
     limits = Limits(
         body_bytes=max_mib * MIB,
