@@ -55,9 +55,12 @@ def serve(
     runs: Runs = Path("runs"),
 ) -> None:
     """Teach classes to a model and ask it over HTTP (Ray Serve); what is taught outlives a restart. Ctrl-C ends it."""
-    from pipeline import serve as verb
-    from pipeline.serving.deployment import Address
-    from pipeline.serving.limits import MIB, Limits
+    try:
+        from pipeline import serve as verb
+        from pipeline.serving.deployment import Address
+        from pipeline.serving.limits import MIB, Limits
+    except ModuleNotFoundError as error:
+        raise InputError(f"serving needs the package {error.name}: pip install 'metashard[serve]'") from error
 
     limits = Limits(
         body_bytes=max_mib * MIB,

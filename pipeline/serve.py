@@ -9,9 +9,11 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from starlette.types import ASGIApp
 
 from pipeline.errors import InputError
+from pipeline.serving import app
 from pipeline.serving.deployment import Address, deployed, free
 from pipeline.serving.limits import Limits
 from pipeline.serving.opening import opened, state_of
@@ -58,10 +60,6 @@ def settled(
 
 def application(served: Served) -> ASGIApp:
     """What the replica runs."""
-    import torch
-
-    from pipeline.serving import app
-
     torch.set_num_threads(served.threads)
     room = opened(served.target, runs=served.runs, state=served.state, limits=served.limits, wait_s=WAIT_S)
     tokens = Tokens(served.token_file, [served.token] if served.token else [])
@@ -75,8 +73,6 @@ def serve(served: Served, address: Address, *, told: Callable[[str], None]) -> N
         InputError: somebody listens there.
         RunFailed: the server does not start.
     """
-    import torch
-
     address = free(address)
 
     def build() -> ASGIApp:

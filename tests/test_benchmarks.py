@@ -124,7 +124,7 @@ def test_every_cell_of_the_table_is_a_config_that_can_be_built(tmp_path, benchma
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "bounds"), [("startup.py", 2), ("submitting.py", 1)])
+@pytest.mark.parametrize(("name", "bounds"), [("startup.py", 2), ("submitting.py", 1), ("serving.py", 5)])
 def test_startup_is_measured(name, bounds, glyphs_root):
     command = [sys.executable, BENCHMARKS / name, "--quick", "--data", glyphs_root]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

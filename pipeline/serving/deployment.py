@@ -21,7 +21,6 @@ REQUEST_S = 300
 """Seconds until a request is given up, so that a slow upload holds nothing for ever."""
 LAST_S = 5
 """Seconds for requests that are under way when the server ends."""
-QUIET = {"RAY_SERVE_LOG_TO_STDERR": "0", "RAY_SERVE_ENABLE_ACCESS_LOG": "0"}
 
 
 class Address(NamedTuple):
@@ -63,7 +62,8 @@ def deployed(build: Callable[[], ASGIApp], address: Address, *, gpus: int = 0) -
     Raises:
         RunFailed: the replica does not start.
     """
-    os.environ.update(QUIET)
+    # Serve reads it when it is imported: its notices say nothing that a user of metashard can act on.
+    os.environ["RAY_SERVE_LOG_TO_STDERR"] = "0"
     import ray  # takes seconds, as in session.py
     from ray import serve
 

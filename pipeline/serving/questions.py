@@ -22,6 +22,8 @@ from pipeline.teaching.assembled import Assembled
 
 MOST = 64
 """Images of a batch, unless one request has more."""
+SMALL = 8192
+"""Bytes of a file that is read where it is answered: to hand it from thread to thread would take longer than to read it."""
 
 
 class Read(NamedTuple):
@@ -41,7 +43,7 @@ class Told(NamedTuple):
 
 
 class _Question(NamedTuple):
-    images: list[Read]
+    images: Sequence[File | Read]
     threshold: float | None
     told: asyncio.Future[Told]
 
@@ -81,8 +83,7 @@ class Questions:
             Refused: nothing can be said yet.
             InputError: the learner's answer is not finite.
         """
-        images = await self.read(files)
-        self._metrics.refused.inc(sum(image.inputs is None for image in images))
+        images = files if all(len(file.data) <= SMALL for file in files) else await self.read(files)
         question = _Question(images, threshold, asyncio.get_running_loop().create_future())
         self._waiting.append(question)
         if self._working is None or self._working.done():
@@ -131,8 +132,13 @@ class Questions:
 
     def _together(self, snapshot: Snapshot, batch: list[_Question], threshold: float | None) -> list[Told]:
         model = snapshot.answering
-        known = [image for question in batch for image in question.images if image.inputs is not None]
+        asked = [
+            [image if isinstance(image, Read) else read(self._room.learner, image) for image in question.images]
+            for question in batch
+        ]
+        known = [image for images in asked for image in images if image.inputs is not None]
         self._metrics.batch.observe(len(known))
+        self._metrics.refused.inc(sum(map(len, asked)) - len(known))
         inputs = [image.inputs for image in known if image.inputs is not None]
         answers = iter(
             answered(model, torch.cat(inputs), [image.size for image in known], threshold=threshold) if known else []
@@ -143,11 +149,11 @@ class Questions:
                     {"name": image.name, "error": image.error}
                     if image.inputs is None
                     else {"name": image.name, **told_of(next(answers), snapshot)}
-                    for image in question.images
+                    for image in images
                 ],
                 snapshot.version,
             )
-            for question in batch
+            for images in asked
         ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     400: {"description": "an image or a field is not what it should be"},
@@ -55,11 +55,12 @@ class Learned(_Said):
     warnings: list[str]
 
 
-class Nearest(BaseModel):
+class Nearest(_Said):
     """The sample of the support that an image is most like; `id` for /samples/{id}."""
 
     id: int
     name: str
+    of: str = Field(alias="class")
 
 
 class Object(_Said):

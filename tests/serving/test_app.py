@@ -334,3 +334,12 @@ def test_nothing_is_left_beside_the_state(client, tmp_path: Path):
         teach(client, "a", (0, 1))
         client.delete("/classes/a")
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "taught.json"]
+
+
+def test_large_files_are_read_aside_and_told_alike(client, monkeypatch):
+    teach(client, "a", (0, 1))
+    teach(client, "b", (2, 3))
+    files = [*images(4), ("images", ("bad", b"PK"))]
+    together = client.post("/predict", files=files).json()
+    monkeypatch.setattr("pipeline.serving.questions.SMALL", 0)
+    assert client.post("/predict", files=files).json() == together

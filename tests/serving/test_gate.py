@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -166,3 +167,14 @@ def test_a_token_is_made_by_the_command_line(tmp_path, monkeypatch, capsys):
         cli.main()
     assert not ended.value.code
     Tokens(tmp_path / "tokens").check(f"Bearer {capsys.readouterr().out.strip()}")
+
+
+def test_what_is_not_installed_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "pipeline.serving.app", None)
+    monkeypatch.delattr("pipeline.serving.app")
+    monkeypatch.delattr("pipeline.serve")
+    monkeypatch.delitem(sys.modules, "pipeline.serve")
+    monkeypatch.setattr("sys.argv", ["metashard", "serve", "x"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2 and "pip install 'metashard[serve]'" in capsys.readouterr().err
