@@ -55,6 +55,8 @@ LAYERS = {
         "candidates",
         "lineage",
         "servable",
+        "survey",
+        "recipe",
         "teaching",
     },
     5: {
@@ -86,6 +88,7 @@ LAYERS = {
         "show",
         "register",
         "adapt",
+        "quickstart",
         "served",
         "drawing",
         "charts",
