@@ -81,7 +81,7 @@ def pack(
             workers=workers,
             progress=progress,
         )
-    print(_described(made))
+    print(prepare.described(made))
 
 
 @app.command(epilog="Example: metashard index tars/ --rule train=0.8,val=0.1,test=0.1 --out data/birds")
@@ -111,7 +111,7 @@ def index(
             workers=workers,
             progress=progress,
         )
-    print(_described(made))
+    print(prepare.described(made))
 
 
 @app.command(epilog="Example: metashard verify data/omniglot")
@@ -149,13 +149,14 @@ def embed(
 ) -> None:
     """Run a frozen encoder over every image once; its features are a data set for model.kind = features."""
     from pipeline import embed as verb
+    from pipeline import prepare
     from pipeline.data.root import root_of
     from pipeline.watch import counting
 
     with counting("embedding", "samples") as progress:
         other = root_of(data) if data else None
         made = verb.embed(target, out, data=other, config=config, runs=runs, mirror=mirror, progress=progress)
-    print(_described(made))
+    print(prepare.described(made))
 
 
 @app.command(epilog="Example: metashard show data/glyphs --out episode.png")
@@ -173,14 +174,3 @@ def show(
     place = runs / place if isinstance(place, Path) and not place.exists() else place
     for path in verb.show(place, out, redraw=redraw):
         print(path)
-
-
-def _described(made) -> str:
-    splits = ", ".join(f"{name} {len(ids)}" for name, ids in made.splits.items())
-    height, width, channels = made.shape(0)
-    planes = "".join(f" and {name} {made.channels(name)}" for name in made.modalities[1:])
-    form = f"features of encoder {made.encoder[:12]}…" if made.encoder else made.store
-    return (
-        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}{planes}, {form}), "
-        f"{len(made.class_names):,} classes ({splits}), {len(made.shards):,} tars"
-    )

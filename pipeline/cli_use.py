@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -191,3 +192,35 @@ def page(
     from pipeline import page_server
 
     page_server.serve(url, token_file=token_file, port=port)
+
+
+@app.command(epilog="Example: metashard quickstart birds/ --minutes 10")
+def quickstart(
+    folder: Annotated[
+        str,
+        typer.Argument(help="folder or zip of a folder of images for each class; '-': drawn characters", metavar="DIR"),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="key=value on top of the config that is chosen, as meta.steps=500", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder of all that is made; the same call goes on there")] = Path(
+        "quickstart"
+    ),
+    minutes: Annotated[float, typer.Option(help="about how long training and evaluating may take")] = 5.0,
+    support: Annotated[
+        Path | None,
+        typer.Option(
+            help="a few images of each class to teach in the end; none: of classes that were not learned from"
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="tell the plan and its commands alone")] = False,
+) -> None:
+    """Your own class folders: pack, choose a config, train, evaluate, adapt; each step's own command is told."""
+    from pipeline import quickstart as verb
+
+    tell = partial(print, flush=True)
+    code = verb.quickstart(
+        folder, out, minutes=minutes, support=support, overrides=overrides or [], is_dry=dry_run, tell=tell
+    )
+    raise typer.Exit(code)

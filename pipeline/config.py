@@ -46,7 +46,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise InputError(f"config {path} holds {type(tree).__name__}, not keys with values")
     for override in overrides:
-        _put(tree, override)
+        put(tree, override)
     return tree
 
 
@@ -182,7 +182,12 @@ def _values(text: str | bytes, fault: str) -> Any:
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
 
 
-def _put(tree: dict[str, Any], override: str) -> None:
+def put(tree: dict[str, Any], override: str) -> None:
+    """Put the value of `key.path=value` at its place in plain values.
+
+    Raises:
+        InputError: it cannot be read, or a key on its path is a value.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise InputError(f"override {shown(override)} is not key=value, as in meta.steps=500")

@@ -158,6 +158,18 @@ def verify(
     return faults
 
 
+def described(made: Index) -> str:
+    """A packed data set in a line."""
+    splits = ", ".join(f"{name} {len(ids)}" for name, ids in made.splits.items())
+    height, width, channels = made.shape(0)
+    planes = "".join(f" and {name} {made.channels(name)}" for name in made.modalities[1:])
+    form = f"features of encoder {made.encoder[:12]}…" if made.encoder else made.store
+    return (
+        f"{made.root}: {len(made):,} samples ({height} × {width} × {channels}{planes}, {form}), "
+        f"{len(made.class_names):,} classes ({splits}), {len(made.shards):,} tars"
+    )
+
+
 def _check_options(store, size, channels, shard_mib, workers) -> None:
     if store not in STORES:
         raise InputError(f"--store {store!r} is not one of {', '.join(STORES)}")

@@ -56,6 +56,8 @@ LAYERS = {
         "candidates",
         "lineage",
         "servable",
+        "survey",
+        "recipe",
         "teaching",
     },
     5: {
@@ -96,6 +98,7 @@ LAYERS = {
         "export_mlflow",
         "image_files",
         "answer_files",
+        "quickstart",
         "served",
         "drawing",
         "charts",
