@@ -89,7 +89,7 @@ def classes(found: Survey, name: str) -> Chosen:
             f"{LEAST_CLASSES} such classes are the least to meta-train on: {LEAST_CLASSES - 2 * LEAST_MEASURED} to learn from, "
             f"{LEAST_MEASURED} others to choose by, {LEAST_MEASURED} others to test on. Learn from a folder with more classes "
             f"and teach these to what was learned: metashard quickstart OTHER --support {name}; without one, from drawn "
-            f"characters: metashard quickstart - --support {name}"
+            f"characters, which teach nothing about photographs: metashard quickstart - --support {name}"
         )
     if set(found.splits) == {"train", "val", "test"}:
         splits = {split: [label for label in own if label in set(enough)] for split, own in found.splits.items()}
