@@ -42,14 +42,11 @@ class ImageFile(NamedTuple):
             if not (data := self.path.read_bytes()):
                 raise InputError(f"{what}: is empty; copy it again or remove it")
             return data
+        except InputError:
+            raise
         except (OSError, ValueError) as error:
-            raise _unreadable(what, error) from error
-
-
-def _unreadable(what: str, error: OSError | ValueError) -> InputError:
-    if isinstance(error, InputError):
-        return error
-    return InputError(f"{what}: cannot be read ({getattr(error, 'strerror', None) or error}); name another")
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"{what}: cannot be read ({why}); name another") from error
 
 
 def files_of(asked: Sequence[str], *, but: Path | None = None) -> list[ImageFile]:

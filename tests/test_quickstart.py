@@ -298,9 +298,9 @@ def test_it_goes_on_where_it_was_stopped(quiet, images, tmp_path, monkeypatch):
             pass
 
     with monkeypatch.context() as patch:
-        # `_stoppable` forgets an old wish to stop when it begins, so this one comes after it.
+        # A run forgets an old wish to stop when it begins, so this one comes after it.
         patch.setattr(quickstart, "watching", Stopping)
-        patch.setattr(train, "_stoppable", lambda folder: nullcontext([]))
+        patch.setattr(train, "stoppable", lambda ask: nullcontext([]))
         _, told = called(images, out)
     assert told[-1] == "the same metashard quickstart goes on from here"
     assert not (out / "model.safetensors").exists()
