@@ -22,6 +22,7 @@ from ray.tune.result import DONE
 
 from pipeline import build, checkpoint
 from pipeline.build import MakeLearner
+from pipeline.checkpoint import Files
 from pipeline.config import parse
 from pipeline.data.loader import frozen
 from pipeline.distant import Distant
@@ -50,6 +51,8 @@ class Setting(NamedTuple):
     metric: str
     objectives: tuple[str, ...]
     make_learner: MakeLearner = build.learner
+    every: int = 0
+    """Meta-steps between two exchanges of a population; 0: there are none."""
 
 
 class Trial(tune.Trainable):
@@ -87,31 +90,37 @@ class Trial(tune.Trainable):
                 self._told = step
                 if step >= self._config.meta.steps:
                     break
+                if self.setting.every and step - self._since >= self.setting.every:
+                    self._stand_still()
                 return {STEP: step, VALUE: value}
             if fresh or is_over:
                 return self._concluded()
             time.sleep(LOOK_EVERY_S)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """The run's newest checkpoint, as its files; that of the last value may still be on its way to the disk."""
+        """The run's checkpoint of the last value, as its files, which may still be on its way to the disk."""
         limit = time.monotonic() + STOP_S
         while (newest := self._archive.newest()) is None or newest < self._told:
             if time.monotonic() > limit:
                 raise RunFailed(f"{self._archive.run}: no checkpoint of meta-step {self._told} after {STOP_S:g} s")
             time.sleep(LOOK_EVERY_S)
-        for name, content in self._archive.files(newest).items():
+        step, files = self._kept(newest)
+        for name, content in files.items():
             Path(checkpoint_dir, name).write_bytes(content)
-        Path(checkpoint_dir, WHOSE).write_text(json.dumps({"step": newest, "run": str(self._archive.run)}))
+        Path(checkpoint_dir, WHOSE).write_text(
+            json.dumps({"step": step, "told": self._told, "run": str(self._archive.run)})
+        )
 
     def load_checkpoint(self, checkpoint_dir: str | dict[str, Any] | None) -> None:
-        """Go on from another trial's state. Its own needs no loading: the run's folder has it, or a newer one."""
+        """Go on from another trial's state. Its own needs no loading: the run's folder has it, or a newer one whose values are
+        still to be told."""
         assert isinstance(checkpoint_dir, str)
         told = json.loads(Path(checkpoint_dir, WHOSE).read_text())
-        if told["run"] == str(self._archive.run) or not self._exchange or self._archive.took_over() == self._exchange:
-            return
-        files = {name: Path(checkpoint_dir, name).read_bytes() for name in (checkpoint.MANIFEST, *checkpoint.FILES)}
-        self._archive.adopt(told["step"], files, self._exchange)
-        self._told = told["step"]
+        is_own = told["run"] == str(self._archive.run)
+        if not is_own and self._exchange and self._archive.took_over() != self._exchange:
+            files = {name: Path(checkpoint_dir, name).read_bytes() for name in (checkpoint.MANIFEST, *checkpoint.FILES)}
+            self._archive.adopt(told["step"], files, self._exchange)
+        self._told = self._since = told["told" if is_own else "step"]
 
     def _begin(self, config: Mapping[str, Any]) -> None:
         """What this actor works on from now on; it begins when Tune asks for the first value."""
@@ -122,6 +131,20 @@ class Trial(tune.Trainable):
         newest = self._archive.newest()
         # A run that goes on was judged before.
         self._told = -1 if newest is None else newest - 1
+        self._since = 0
+        """Where the last exchange was."""
+        self._archive.ask_to_stop(False)
+
+    def _kept(self, newest: int) -> tuple[int, Files]:
+        """The checkpoint of the last value; the newest where none was kept then, as for a metric of every meta-step."""
+        try:
+            return self._told, self._archive.files(self._told)
+        except InputError:
+            return newest, self._archive.files(newest)
+
+    def _stand_still(self) -> None:
+        """Wait for the others, one of whom this actor may serve meanwhile: how far the run went on would be chance."""
+        self._end_training()
         self._archive.ask_to_stop(False)
 
     def _end_training(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, assert_never
 
 import ray
 from ray import tune
+from ray.tune import experiment
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -56,7 +57,8 @@ def run_trials(sweeping: Sweeping, *, example: RunConfig, notes: Path) -> None:
     }
     os.environ.update(quiet)
     with keeper() as actor:
-        setting = Setting(actor, sweep.metric, sweep.objectives, sweeping.make_learner)
+        every = sweep.scheduler.every if isinstance(sweep.scheduler, PbtConfig) else 0
+        setting = Setting(actor, sweep.metric, sweep.objectives, sweeping.make_learner, every)
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(Trial, setting=setting), each),
             tune_config=tune.TuneConfig(
@@ -222,6 +224,16 @@ class _Population(PopulationBasedTraining):
     def on_trial_add(self, tune_controller, trial) -> None:
         # Tune refuses searchers here, which hear nothing of exchanges; ours reads of them in the ledger.
         super().on_trial_add(SimpleNamespace(search_alg=None), trial)  # pyright: ignore[reportArgumentType]
+
+    def choose_trial_to_run(self, tune_controller) -> Any:
+        chosen, live = super().choose_trial_to_run(tune_controller), list(tune_controller.get_live_trials())
+        if chosen is None and live and all(trial.status == experiment.Trial.PAUSED for trial in live):
+            # Whom all waited for has ended, or failed; Tune would wait for ever.
+            result = self._trial_state[live[0]].last_result
+            assert result is not None
+            self.on_trial_result(tune_controller, live[0], result)
+            chosen = super().choose_trial_to_run(tune_controller)
+        return chosen
 
     def _checkpoint_or_exploit(self, trial, tune_controller, upper_quantile, lower_quantile) -> None:
         # Among several best ones Tune draws by Python's own generator, which nobody seeds; of one there is nothing to draw.
