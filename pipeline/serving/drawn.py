@@ -52,23 +52,26 @@ def picture(data: bytes, name: str) -> Picture:
     return Picture(image, np.asarray(Image.fromarray(image).resize(size, how)))
 
 
-def painted(editor: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray:
-    """Where the brush of an image editor has been, as a mask (height, width) bool of the image of that size."""
-    height, width = size
+def canvas(of: Picture, mask: np.ndarray) -> dict[str, Any]:
+    """The value of an image editor whose canvas is a square of `SIDE`: a picture at its left top, and a mask
+    (height, width) bool of the image painted over it. On a canvas of another form the editor moves layers."""
+    height, width = of.shown.shape[:2]
+    background, layer = np.full((SIDE, SIDE, 3), 255, np.uint8), np.zeros((SIDE, SIDE, 4), np.uint8)
+    background[:height, :width] = of.shown
+    large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
+    layer[:height, :width][large] = [*(int(LINE[at : at + 2], 16) for at in (1, 3, 5)), SHADE]
+    return {"background": background, "layers": [layer] if mask.any() else [], "composite": None}
+
+
+def painted(editor: dict[str, Any] | None, of: Picture) -> np.ndarray:
+    """Where the brush has been on a picture of `canvas`, as a mask (height, width) bool of the image."""
+    (height, width), (down, across) = of.size, of.shown.shape[:2]
     found = np.zeros((height, width), bool)
     for layer in (editor or {}).get("layers", ()):
         if layer is not None and layer.ndim == 3 and layer.shape[2] == 4:
-            opaque = Image.fromarray(np.ascontiguousarray(layer[..., 3])).resize((width, height), Image.Resampling.BOX)
-            found |= np.asarray(opaque) > SHADE // 2
+            alpha = Image.fromarray(np.ascontiguousarray(layer[:down, :across, 3]))
+            found |= np.asarray(alpha.resize((width, height), Image.Resampling.BOX)) > SHADE // 2
     return found
-
-
-def layer(mask: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """A mask as a layer (height, width, 4) of an image editor, in the size of what is shown."""
-    height, width = shown.shape[:2]
-    large = np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))
-    colour = [int(LINE[at : at + 2], 16) for at in (1, 3, 5)]
-    return np.where(large[..., None], np.array([*colour, SHADE], np.uint8), np.uint8(0))
 
 
 def boxed(of: Picture, boxes: Sequence[Box], corner: tuple[float, float] | None = None) -> np.ndarray:

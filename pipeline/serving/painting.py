@@ -44,6 +44,7 @@ def masks(files: gr.File, message: gr.HTML) -> Marking:
             sources=(),
             transforms=(),
             layers=False,
+            canvas_size=(drawn.SIDE, drawn.SIDE),
             brush=gr.Brush(default_size=BRUSH, colors=[PAINT], default_color=PAINT, color_mode="fixed"),
             eraser=gr.Eraser(default_size=BRUSH),
             height=drawn.SIDE + 80,
@@ -67,8 +68,7 @@ def _kept(editor: dict[str, Any] | None, marks: Marks) -> Marks:
     """The marks with what was painted last."""
     if not marks.current or editor is None:
         return marks
-    size = picture(marks.current).size
-    return marks._replace(masks={**marks.masks, marks.current: drawn.painted(editor, size)})
+    return marks._replace(masks={**marks.masks, marks.current: drawn.painted(editor, picture(marks.current))})
 
 
 def _show(marks: Marks) -> list[Any]:
@@ -76,9 +76,8 @@ def _show(marks: Marks) -> list[Any]:
         return [None, words.NOTHING, marks]
     of = picture(marks.current)
     mask = marks.masks.get(marks.current, np.zeros(of.size, bool))
-    layers = [drawn.layer(mask, of.shown)] if mask.any() else []
     said = words.painted(Path(marks.current).name, int(mask.sum()), mask.size)
-    return [{"background": of.shown, "layers": layers, "composite": None}, said, marks]
+    return [drawn.canvas(of, mask), said, marks]
 
 
 def _chosen(paths: Files, editor: dict[str, Any] | None, marks: Marks) -> list[Any]:

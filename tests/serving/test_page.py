@@ -346,7 +346,10 @@ def test_a_mask_is_painted_and_a_rectangle_filled(open_page, scenes):
     shown.says("taught", "'disc' is taught: 2 images")
     first, second = shown.classes.known().support.targets
     assert set(first.unique().tolist()) == set(second.unique().tolist()) == {0, 1}
-    # A rectangle of 20 × 20 of 60 × 40 pixels; a stroke is a part of the left half.
+    # A rectangle from 10, 8 to 30, 28 of 60 × 40 pixels, after it was shown and read back; a stroke is a part of the left half.
+    rows, columns = (first == 1).nonzero(as_tuple=True)
+    sides = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert np.allclose(np.array(sides) / 48, [10 / 60, 8 / 40, 30 / 60, 28 / 40], atol=0.03)
     assert (first == 1).double().mean().item() == pytest.approx(1 / 6, abs=0.02)
     assert 0 < (second == 1).double().mean().item() < 0.2 and not (second == 1)[:, 30:].any()
     shown.choose("query", scenes[0])

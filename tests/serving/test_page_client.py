@@ -117,10 +117,12 @@ def test_what_is_painted_is_a_mask_of_the_image(height, width):
     picture = drawn.picture(encode_png(rng.integers(0, 256, (height, width, 3), np.uint8)), "x")
     assert picture.size == (height, width) and max(picture.shown.shape) == drawn.SIDE
     mask = drawn.filled(np.zeros((height, width), bool), (width / 4, 0, width, height / 2))
-    layer = drawn.layer(mask, picture.shown)
-    found = drawn.painted({"layers": [layer, np.zeros_like(layer)]}, picture.size)
+    shown = drawn.canvas(picture, mask)
+    assert {array.shape[:2] for array in (shown["background"], *shown["layers"])} == {(drawn.SIDE, drawn.SIDE)}
+    found = drawn.painted({"layers": [*shown["layers"], np.zeros_like(shown["layers"][0])]}, picture)
     assert mask.any() and (found == mask).mean() > 0.99
-    assert not drawn.painted({"layers": []}, picture.size).any() and not drawn.painted(None, picture.size).any()
+    assert not drawn.painted({"layers": []}, picture).any() and not drawn.painted(None, picture).any()
+    assert drawn.canvas(picture, ~mask & mask)["layers"] == []
 
 
 def test_a_box_is_of_two_corners_in_any_order_and_inside():
