@@ -73,7 +73,7 @@ def connected(url: str) -> HTTPConnection:
 
 
 def asked(url: str, bodies: list[bytes], clients: int, count: int) -> Asked:
-    """`count` predictions, by so many clients that each wait for an answer before the next request."""
+    """At least `count` predictions, by so many clients that each wait for an answer before the next request."""
     seconds: list[float] = []
     errors = 0
 
@@ -90,7 +90,7 @@ def asked(url: str, bodies: list[bytes], clients: int, count: int) -> Asked:
             errors += status != 200
         connection.close()
 
-    threads = [threading.Thread(target=work, args=(count // clients,)) for _ in range(clients)]
+    threads = [threading.Thread(target=work, args=(-(-count // clients),)) for _ in range(clients)]
     began_s = time.perf_counter()
     for thread in threads:
         thread.start()
