@@ -14,6 +14,7 @@ from pipeline import build
 from pipeline.data.outline import Outline, outlined
 from pipeline.episode import Batch
 from pipeline.errors import InputError
+from pipeline.labels import IGNORED
 from pipeline.learners.learner import Learner, Mode, Predictor
 from pipeline.models.network import Network
 from pipeline.models.norm import Given, Recorded
@@ -59,14 +60,14 @@ class Assembled:
         Raises:
             InputError: the learner tells fewer classes apart.
         """
-        most = self.most_ways
-        if most is not None and ways > most:
+        if (most := self.most_ways) is not None and ways > most:
             raise InputError(
                 f"{ways} classes, and this learner tells at most {most} apart; give fewer, or train with data.ways"
             )
         with self._one, torch.no_grad():
             predictor = self.learner.adapt(support, ways, mode=mode)
-        unused, is_detection = 0 if most is None else most - ways, self.config.task.kind == "detection"
+        outputs, is_detection = self._outputs, self.config.task.kind == "detection"
+        unused = 0 if outputs is None else outputs - ways
         return lambda inputs: (
             _without(predictor(inputs), ways, unused, is_detection=is_detection) if unused else predictor(inputs)
         )
@@ -97,7 +98,13 @@ class Assembled:
 
     @property
     def most_ways(self) -> int | None:
-        """How many classes it can tell apart at most; None where there is no limit."""
+        """How many classes it can tell apart at most; None where there is no limit. A mask has values for 254."""
+        is_mask = self.config.task.kind == "segmentation"
+        return IGNORED - 1 if is_mask and self._outputs is None else self._outputs
+
+    @property
+    def _outputs(self) -> int | None:
+        """Classes of a head that has an output for each; None where heads are made for as many as there are."""
         return self.config.data.ways if build.has_fixed_head(self.config) else None
 
 

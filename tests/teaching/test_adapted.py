@@ -100,6 +100,15 @@ def test_masks_come_in_the_pixels_of_their_image(scenes_root, tmp_path):
     assert as_json(found, made) == {"areas": found.areas}
 
 
+def test_a_mask_has_values_for_so_many_classes_and_no_more(scenes_root, tmp_path):
+    learner = learner_of(scenes_root, tmp_path, **SEGMENTATION)
+    height, width, channels = learner.inputs.shape
+    many = tuple(str(number) for number in range(255))
+    support = Support(many, torch.zeros(1, channels, height, width), torch.ones(1, height, width).long(), ("a",))
+    with pytest.raises(InputError, match="255 classes, and this learner tells at most 254 apart"):
+        Adapted(learner, support, origin={})
+
+
 def test_boxes_come_in_the_pixels_of_their_image(scenes_root, tmp_path):
     learner = learner_of(scenes_root, tmp_path, **DETECTION)
     height, width, channels = learner.inputs.shape
