@@ -11,8 +11,9 @@ import pytest
 import s3 as s3_kit
 from gloo import work_here
 from small import small_config
+from teachable import class_folders
 
-from pipeline import checkpoint, lease, mirror, preflight, report, train
+from pipeline import adapt, checkpoint, lease, mirror, preflight, report, train
 from pipeline.archive import CONFIG_FILE, Folder
 from pipeline.cli import app
 from pipeline.config import dump
@@ -86,6 +87,15 @@ def test_a_run_is_in_the_store_and_comes_back_whole(copies, untracked, glyphs_ro
     assert other == tmp_path / "two" / "r" and same_run(other, unbroken)
     assert (other / "result.json").read_bytes() == (run / "result.json").read_bytes()
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and s3_kit.SECRET.encode() in path.read_bytes()]
+
+
+def test_a_learner_is_taught_from_the_store(copies, untracked, glyphs_root, tmp_path):
+    train.fit(small_config(glyphs_root, tmp_path / "one", mirror=str(copies)), name="r")
+    shown = class_folders(tmp_path / "images")
+    made = adapt.adapt(str(copies / "r"), shown, tmp_path / "m", runs=tmp_path / "two")
+    own = adapt.adapt("r", shown, tmp_path / "n", runs=tmp_path / "one")
+    assert made.model.origin["sha256"] == own.model.origin["sha256"]
+    assert made.model.calibration == own.model.calibration
 
 
 def test_another_machine_goes_on_and_the_first_one_follows(copies, untracked, glyphs_root, tmp_path, unbroken, capsys):
