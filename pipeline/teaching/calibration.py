@@ -70,9 +70,8 @@ def _left_out(learner: Assembled, support: Support) -> Iterator[tuple[Tensor, Te
 
 def temperature(scores: Tensor, targets: Tensor) -> float:
     """The temperature of the highest posterior: likelihood of the targets times a log-normal around 1."""
-    count = len(TEMPERATURES)
-    heated = (scores / TEMPERATURES[:, None, None]).flatten(0, 1)
-    losses = F.cross_entropy(heated, targets.repeat(count), reduction="none").view(count, -1).sum(1)
+    # One after another: of thousands of classes all at once would not fit.
+    losses = torch.stack([F.cross_entropy(scores / heat, targets, reduction="sum") for heat in TEMPERATURES])
     return TEMPERATURES[(losses + (TEMPERATURES.log() / WIDTH) ** 2 / 2).argmin()].item()
 
 
@@ -93,6 +92,7 @@ def parting(known: Tensor, strangers: Tensor) -> tuple[float, float]:
     """The value that parts (known,) from smaller (strangers,) with the least error, the share of either kind added; and that."""
     values = torch.cat([known, strangers]).unique()
     cuts = torch.cat([values[:1] - 1, (values[1:] + values[:-1]) / 2, values[-1:] + 1])
-    wrong = (known < cuts[:, None]).double().mean(1) + (strangers >= cuts[:, None]).double().mean(1)
+    below = [torch.searchsorted(each.sort().values, cuts).double() / len(each) for each in (known, strangers)]
+    wrong = below[0] + 1 - below[1]
     # Of equally good ones the lowest: what was shown should be known.
     return cuts[wrong.argmin()].item(), wrong.min().item()

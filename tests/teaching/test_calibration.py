@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.calibration import Calibration, parting, temperature, threshold
+from pipeline.teaching.support import Support
 
 
 def drawn(count: int, ways: int, heat: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,3 +89,15 @@ def test_copies_do_not_make_it_sure(glyphs_root, tmp_path):
     learner = learner_of(glyphs_root, tmp_path, **PROTOTYPE)
     found = Adapted(learner, support_of(learner, shots=1), origin={}).calibration
     assert found.copies and found.temperature == 1 and found.errors is None and found.samples == 12
+
+
+def test_thousands_of_classes(glyphs_root, tmp_path):
+    learner = learner_of(glyphs_root, tmp_path, **PROTOTYPE)
+    count = 2000
+    inputs = torch.rand(count, 1, 16, 16, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, 0)
+    inputs[1::2] = (inputs[1::2] + 0.05).clamp(max=1)
+    support = Support(
+        tuple(f"class {n}" for n in range(count)), inputs, torch.arange(count).repeat_interleave(2), ("",) * 2 * count
+    )
+    model = Adapted(learner, support, origin={})
+    assert model.scores(inputs[:3]).shape == (3, count) and model.calibration.samples == 2 * count
