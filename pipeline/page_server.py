@@ -8,7 +8,7 @@ import re
 import socket
 import sys
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -77,10 +77,10 @@ def serve(url: str, *, token_file: Path | None = None, port: int) -> None:
         os.environ[PLACE] = place
         asked = guarded(app(server))
         print(f"page  http://{HOST}:{listens.getsockname()[1]}/  of {server.url}; Ctrl-C ends it", flush=True)
-        try:
+        # Where whoever started this process had SIGINT ignored, the server ends by it all the same, without this exception.
+        with suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(asked, log_level="warning")).run(sockets=[listens])
-        except KeyboardInterrupt:
-            print("page  ended", file=sys.stderr)
+        print("page  ended", file=sys.stderr)
 
 
 def token(url: str, file: Path | None) -> str:

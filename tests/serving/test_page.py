@@ -28,7 +28,6 @@ MARKUP = "<img src=x onerror=\"document.title='run'\"> ${1+1} {{value}}"
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.smoke,
     pytest.mark.skipif(not CHROMIUM.exists(), reason="no chromium on this machine"),
 ]
 
@@ -157,6 +156,7 @@ def huge() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
 
 
+@pytest.mark.smoke
 def test_two_classes_are_taught_and_a_query_gets_the_right_answer(open_page, drawings, tmp_path):
     shown = open_page("classification")
     page = shown.page
@@ -201,6 +201,7 @@ def test_two_classes_are_taught_and_a_query_gets_the_right_answer(open_page, dra
     assert [each["name"] for each in shown.classes.counts()] == ["square"]
 
 
+@pytest.mark.smoke
 def test_a_name_with_markup_is_text_everywhere(open_page, drawings):
     shown = open_page("classification")
     page = shown.page
@@ -224,6 +225,7 @@ def test_a_name_with_markup_is_text_everywhere(open_page, drawings):
     assert page.title() == "Metashard" and page.locator("img[src=x]").count() == 0
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
@@ -255,6 +257,7 @@ def test_a_hostile_file_is_told_of_and_the_page_goes_on(open_page, drawings, tmp
     expect(shown.page.locator("#answer .verdict")).to_have_text("cross")
 
 
+@pytest.mark.smoke
 def test_all_of_it_goes_by_the_keyboard(open_page, drawings):
     """From one thing to the next in the order of reading, each with a name of its own."""
     shown = open_page("classification")
