@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline import checkpoint, mirror, restore, spool
 from pipeline.config import parse
+from pipeline.data.files import make_folder
 from pipeline.data.index import Index
 from pipeline.data.outline import Outline, outline
 from pipeline.data.root import Url
@@ -46,6 +47,7 @@ def adapt(target: str, folder: Path, out: Path, *, runs: Path, layout: str = "")
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file, as {out / 'model.safetensors'}")
+    make_folder(out.parent)
     learner = (found := source_of(target, runs)).assembled()
     support, warnings = support_of(folder, learner, layout=layout)
     model = Adapted(learner, support, origin=found.told)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import InputError
+from pipeline.serving.hosts import LOOPBACK, name_of
+from pipeline.serving.tokens import VARIABLE
 
 # What these need is an extra of the package, and slow to import.
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ NAMES = {HOST, "localhost"}
 """What a browser on this machine may call it: a name that somebody else's server of names gives is none of these."""
 LARGEST = 64 * 2**20
 """Bytes of a file that the page takes."""
-VARIABLE = "METASHARD_TOKEN"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """What a token may be (RFC 6750, section 2.1)."""
 FILE = "model.safetensors"
@@ -102,7 +103,7 @@ def token(url: str, file: Path | None) -> str:
     if not TOKEN.fullmatch(found):
         raise InputError(f"{where}: is no token; give the one that people ask the server with, and nothing else")
     parts = urlsplit(url)
-    if parts.scheme == "http" and parts.hostname not in {*NAMES, "::1"}:
+    if parts.scheme == "http" and parts.hostname not in LOOPBACK:
         raise InputError(
             f"{url}: a token over http can be read on the way; use https, or ssh -L 8000:127.0.0.1:8000 {parts.hostname} and "
             "http://127.0.0.1:8000"
@@ -162,7 +163,7 @@ def guarded(
             return await asked(scope, receive, send)
         heads = dict(scope["headers"])
         host, origin = (heads.get(name, b"").decode("latin-1") for name in (b"host", b"origin"))
-        if _hostname(host) not in NAMES or (origin and origin != f"http://{host}"):
+        if name_of(host) not in NAMES or (origin and origin != f"http://{host}"):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             return await send({"type": "http.response.body", "body": b"ask this page by its own address\n"})
 
@@ -175,14 +176,6 @@ def guarded(
         await asked(scope, receive, told)
 
     return answer
-
-
-def _hostname(host: str) -> str:
-    """Of a Host header; empty where it is none."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _socket(port: int) -> socket.socket:

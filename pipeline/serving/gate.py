@@ -5,19 +5,18 @@ from __future__ import annotations
 import sys
 import time
 from typing import final
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.serving.hosts import LOOPBACK, name_of
 from pipeline.serving.limits import MIB, Limits, Refused
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.tokens import Tokens
 
 OPEN = "/healthz"
 """What may be asked without a token: whether the server lives."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 RETRY_S = 1
 UNTOLD = 4 * MIB
 """Bytes of a body that does not tell its length. Ray Serve's proxy reads ahead of us without a limit: the sooner it is told to
@@ -32,14 +31,6 @@ def refusal(refused: Refused) -> Response:
     if refused.status == 503:
         headers["Retry-After"] = str(RETRY_S)
     return JSONResponse({"error": refused.sentence}, refused.status, headers)
-
-
-def _name_of(host: str) -> str:
-    """The host of a header `Host`, without its port."""
-    try:
-        return urlsplit(f"//{host}").hostname or ""
-    except ValueError:
-        return ""
 
 
 def _number(length: str) -> int:
@@ -92,10 +83,10 @@ class Gate:
         """How many bytes a request may have: what it says, or little where it does not say it."""
         host = headers.get("host", "")
         # Pages of other places, open in a browser here, may send forms, but they cannot hide where they come from.
-        if (origin := headers.get("origin")) and urlsplit(origin).netloc != host:
+        if (origin := headers.get("origin")) and origin.partition("://")[2] != host:
             raise Refused(403, f"pages of {origin} may not ask this server; open its own page")
         if path != OPEN:
-            if not self._tokens.is_needed and _name_of(host) not in LOOPBACK:
+            if not self._tokens.is_needed and name_of(host) not in LOOPBACK:
                 raise Refused(403, f"{host!r} is not this machine; ask by 127.0.0.1 or localhost")
             self._tokens.check(headers.get("authorization", ""))
         is_untold = "transfer-encoding" in headers

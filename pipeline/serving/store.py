@@ -15,6 +15,7 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as serialised
 from torch import Tensor
 
+from pipeline.data.files import write_file
 from pipeline.errors import InputError
 from pipeline.teaching.support import Support, without
 
@@ -171,12 +172,7 @@ def _locked(folder: Path, wait_s: float) -> TextIO:
 
 def _write(path: Path, content: bytes) -> None:
     """A file as a whole, on the disk when this returns, its name too."""
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    write_file(path, content)
     descriptor = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)

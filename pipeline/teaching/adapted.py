@@ -15,6 +15,7 @@ from safetensors.torch import save as serialised
 from torch import Tensor
 
 from pipeline.config import parse
+from pipeline.data.files import make_folder, write_file
 from pipeline.data.outline import Outline
 from pipeline.errors import InputError
 from pipeline.learners.learner import Mode
@@ -135,12 +136,13 @@ class Adapted:
 
 
 def save(model: Adapted, path: Path) -> None:
-    """Write a model as one file, replaced in one move."""
-    content = packed(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    """Write a model as one file, replaced in one move.
+
+    Raises:
+        InputError: its folder cannot be written.
+    """
+    make_folder(path.parent)
+    write_file(path, packed(model))
 
 
 def packed(model: Adapted) -> bytes:
