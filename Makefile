@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 DATA ?= ../shared/data
 TASK ?= classification
+# Processes of the lane that starts no Ray.
+TESTERS ?= 2
 CONFIG ?= configs/train/$(TASK)/glyphs.yaml
 EMBEDDED := $(if $(filter segmentation detection,$(TASK)),scenes,glyphs)
 export RAY_USAGE_STATS_ENABLED := 0
@@ -31,7 +33,7 @@ train: .venv/installed data/$(EMBEDDED)/index/manifest.json ## pack embedded dat
 	$(BIN)/metashard train $(CONFIG)
 
 test: .venv/installed ## what CI runs: default and Ray lanes, and a short slow smoke
-	$(BIN)/python -m pytest -m "not ray and not slow"
+	$(BIN)/python -m pytest -m "not ray and not slow" -n $(TESTERS) --dist worksteal
 	$(BIN)/python -m pytest -m "ray and not slow"
 	$(BIN)/python -m pytest -m "slow and smoke"
 

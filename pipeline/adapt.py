@@ -21,6 +21,7 @@ from pipeline.restore import run_of
 from pipeline.shipped_model import ABOUT, WEIGHTS
 from pipeline.teaching import adapted
 from pipeline.teaching.adapted import Adapted
+from pipeline.teaching.calibration import MEASURES
 from pipeline.teaching.reading import support_of
 from pipeline.teaching.source import Source, of_files, own_learner
 from pipeline.tracking import default_uri
@@ -134,7 +135,8 @@ def doubts(model: Adapted) -> list[str]:
     found, told = model.calibration, []
     if found.accuracy is None:
         told.append(
-            "nothing could be left out of the support, so that nobody knows how good the model is; try other images"
+            "nothing could be left out of the support, so that nobody knows how good the model is; give a second image of each "
+            "class, or try images whose class you know"
         )
     elif found.copies:
         told.append(
@@ -142,8 +144,10 @@ def doubts(model: Adapted) -> list[str]:
             "new images"
         )
     elif found.samples < ENOUGH:
+        measure = MEASURES[model.learner.config.task.kind]
+        moves = f"one more or less right moves it by {100 / found.samples:.0f} points"
         told.append(
-            f"accuracy is of {found.samples} samples: one more or less right moves it by {100 / found.samples:.0f} points"
+            f"{measure} is of {found.samples} samples: {moves if measure == 'accuracy' else 'that says little'}"
         )
     if found.errors is not None and found.errors >= BLURRED:
         told.append("these classes look much alike to the learner: it can hardly tell what is of none of them")
@@ -158,7 +162,8 @@ def text(made: Made, out: Path) -> str:
     lines = [f"classes    {names}"]
     if found.accuracy is not None:
         what = "turned and moved copies" if found.copies else "samples left out in turn"
-        lines.append(f"accuracy   {100 * found.accuracy:.1f} % of {found.samples} {what}")
+        measure = MEASURES[model.learner.config.task.kind]
+        lines.append(f"{measure:<10} {100 * found.accuracy:.1f} % of {found.samples} {what}")
     lines += [f"warning    {warning}" for warning in made.warnings]
     lines += [f"model      {out}", f"use it     metashard predict {out} IMAGE…"]
     return "\n".join(lines)

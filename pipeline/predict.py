@@ -304,4 +304,7 @@ def _head(model: Adapted, least: float | None) -> dict[str, Any]:
     """What all answers have in common, as JSON values."""
     used = model.calibration.threshold if least is None else least
     used = None if used is None or math.isinf(used) else used
-    return {"task": model.learner.config.task.kind, "classes": list(model.support.classes), "threshold": used}
+    told = {"task": model.learner.config.task.kind, "classes": list(model.support.classes), "threshold": used}
+    if least is None and model.learner.config.task.kind == "detection":
+        told["scores"] = dict(zip(model.support.classes, model.sure, strict=True))
+    return told

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import uvicorn
 from small import small_config
 from starlette.testclient import TestClient
 
@@ -21,7 +23,7 @@ from pipeline.serving.app import application
 from pipeline.serving.limits import Limits
 from pipeline.serving.room import Room
 from pipeline.serving.store import Store
-from pipeline.serving.tokens import Tokens
+from pipeline.serving.tokens import Tokens, hashed
 from pipeline.start import started
 from pipeline.teaching import adapted
 from pipeline.teaching.adapted import Adapted
@@ -77,6 +79,31 @@ def client_of(room: Room, *, limits: Limits = LIMITS, tokens: Tokens | None = No
     app = application(room, tokens=tokens or Tokens(), limits=limits, closes=room.close)
     with TestClient(app, base_url=URL, raise_server_exceptions=False) as client:
         yield client
+
+
+@contextmanager
+def listening(app: Any) -> Iterator[str]:
+    """The URL of an ASGI application that is served by a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            thread.join(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@contextmanager
+def opened_to_browsers(task: str, root: Path, place: Path, *, token: str = "") -> Iterator[tuple[Room, str]]:
+    """A room of an untrained learner in a folder of its own, and its URL."""
+    room = room_of(learner_of(task, root, place / "runs"), place / "state")
+    tokens = Tokens(fixed=[hashed(token)] if token else [])
+    with listening(application(room, tokens=tokens, limits=LIMITS, closes=room.close)) as url:
+        yield room, url
 
 
 def picture(number: int, *, side: int = SIDE) -> bytes:

@@ -29,6 +29,7 @@ from pipeline.serving.samples import png
 from pipeline.serving.tokens import Tokens
 from pipeline.serving.uploads import Form, received
 from pipeline.teaching.adapted import packed
+from pipeline.teaching.calibration import MEASURES
 
 READERS = 2
 """Threads that read image files."""
@@ -129,6 +130,8 @@ def _about(app: FastAPI, room: Room, metrics: Metrics) -> None:
                 "total": len(now.counts),
                 "most": room.most,
                 "size": list(room.learner.inputs.shape),
+                "lacks": now.lacks,
+                "measure": MEASURES[kind],
                 "accuracy": found and found.accuracy,
                 "samples": found.samples if found else 0,
                 "copies": bool(found and found.copies),

@@ -33,13 +33,16 @@ class Taught(NamedTuple):
     """What a server knows: `classes` (name, samples) from one place on, `total` of all; `most` that it can tell apart.
 
     size: height, width and channels that the learner sees.
-    accuracy: share of `samples` left out of the support that were told rightly; `copies`: these were turned copies of it.
+    lacks: what is missing before anything can be asked, empty if nothing is.
+    accuracy: how right it was of `samples` left out of the support, 0…1, by `measure`; `copies`: these were turned copies of it.
     """
 
     task: str
     total: int
     most: int | None
     size: tuple[int, int, int]
+    lacks: str
+    measure: str
     accuracy: float | None
     samples: int
     copies: bool
@@ -60,7 +63,7 @@ class Compared(NamedTuple):
 
     same: bool
     likeness: float
-    threshold: float | None
+    threshold: float
 
 
 @final

@@ -270,7 +270,7 @@ def _listed(server: Server, offset: int) -> list[Any]:
         words.summary(found),
         words.table(found, offset=at),
         gr.update(choices=names, value=None),
-        gr.update(interactive=found.total > 0),
+        gr.update(interactive=not found.lacks),
         gr.update(visible=found.total > PAGE),
     ]
 

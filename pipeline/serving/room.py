@@ -120,7 +120,7 @@ class Room:
         now = self.snapshot
         warnings = found.warnings + warnings + uneven(now.counts)
         accuracy = None if now.model is None else now.model.calibration.accuracy
-        if now.model is not None and self.learner.config.task.kind in ("classification", "verification"):
+        if now.model is not None:
             warnings += doubts(now.model)
         return Learned(name, now.counts[name], accuracy, warnings)
 
@@ -131,7 +131,7 @@ class Room:
             Refused: there is none of that name.
         """
         if name not in self.snapshot.counts:
-            raise Refused(404, f"class {name!r}: is not taught; see GET /classes")
+            raise Refused(404, f"class {name!r}: is not taught; choose one that is")
         groups = [each.without(name) if name in each.support.classes else each for each in self._state.groups]
         self._change(tuple(each for each in groups if each.ids), self._state.next)
 
@@ -165,7 +165,7 @@ class Room:
 
     def _seen(self, state: State) -> Snapshot:
         if not state.groups:
-            return Snapshot(state.version, {}, (), None, None, "no class is taught yet; teach one by POST /classes")
+            return Snapshot(state.version, {}, (), None, None, "no class is taught yet; teach one")
         support = joined(*(group.support for group in state.groups))
         ids = tuple(number for group in state.groups for number in group.ids)
         counts = Counter(dict(zip(support.classes, support.members().sum(0).tolist(), strict=True)))

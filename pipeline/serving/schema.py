@@ -34,13 +34,16 @@ class Class(_Said):
 
 
 class Classes(_Said):
-    """size: height, width, channels. accuracy: the share told rightly of `samples` left out of the support; copies: these were
-    turned and moved copies of it."""
+    """size: height, width, channels. lacks: what is missing before anything can be asked, if something is. accuracy: how right it
+    was of `samples` left out of the support, 0…1, by `measure` (accuracy, mean IoU or AP50); copies: these were turned and moved
+    copies of it."""
 
     task: str
     total: int
     most: int | None
     size: tuple[int, int, int]
+    lacks: str
+    measure: str
     accuracy: float | None
     samples: int
     copies: bool
@@ -95,7 +98,7 @@ class Predictions(_Said):
 class Compared(_Said):
     same: bool
     likeness: float
-    threshold: float | None
+    threshold: float
 
 
 def _form(fields: dict[str, Any], required: list[str]) -> dict[str, Any]:

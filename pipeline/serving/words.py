@@ -34,11 +34,13 @@ def summary(of: Taught) -> str:
     """How many classes there are, and how good the model is by what was left out of its support."""
     most = "" if of.most is None else f" of at most {of.most}"
     said = [f"{of.total} class{'' if of.total == 1 else 'es'}{most}."]
-    if of.accuracy is not None:
+    if of.lacks:
+        said.append(f"{of.lacks[0].upper()}{of.lacks[1:]}.")
+    elif of.accuracy is not None:
         what = "turned and moved copies of what was learned from" if of.copies else "images left out in turn"
-        said.append(f"Accuracy: {100 * of.accuracy:.1f} % of {of.samples} {what}.")
-    elif of.total:
-        said.append("Accuracy: not known.")
+        said.append(f"{of.measure[0].upper()}{of.measure[1:]}: {100 * of.accuracy:.1f} % of {of.samples} {what}.")
+    else:
+        said.append(f"{of.measure[0].upper()}{of.measure[1:]}: not known.")
     return f'<p id="summary">{escape(" ".join(said))}</p>'
 
 
@@ -70,8 +72,7 @@ def found(count: int) -> str:
 
 def compared(of: Compared) -> str:
     """Whether two images show one identity."""
-    least = "no threshold is known yet" if of.threshold is None else f"same from {of.threshold:.4g} on"
-    said = f"likeness {of.likeness:.4g}; {least}."
+    said = f"likeness {of.likeness:.4g}; same from {of.threshold:.4g} on."
     kind, verdict = ("", "same") if of.same else (" unknown", "different")
     return f'<div role="status"><p class="verdict{kind}">{verdict}</p><p>{escape(said)}</p></div>'
 

@@ -36,11 +36,12 @@ class Found(NamedTuple):
 class Judged(NamedTuple):
     """The detections of one class, its number in `name`, in all images, the surest first.
 
-    hits, alarms: (thresholds, detections) float64, whether it found an object, or nothing. source: (detections,) the number of
-    the group that its image is of. objects: (groups,) float64, how many there are.
+    scores: (detections,) float64. hits, alarms: (thresholds, detections) float64, whether it found an object, or nothing. source:
+    (detections,) the number of the group that its image is of. objects: (groups,) float64, how many there are.
     """
 
     name: int
+    scores: Tensor
     hits: Tensor
     alarms: Tensor
     source: Tensor
@@ -119,7 +120,9 @@ def _together(name: int, found: Sequence[tuple[int, dict]], groups: int) -> Judg
     matched = np.concatenate([told["dtMatches"] for _, told in found], axis=1)[:, order] > 0
     source = np.concatenate([np.full(len(told["dtScores"]), group) for group, told in found])[order]
     hits, alarms = (torch.from_numpy((part & counted).astype(float)) for part in (matched, ~matched))
-    return Judged(name, hits, alarms, torch.from_numpy(source.astype(np.int64)), objects)
+    return Judged(
+        name, torch.from_numpy(scores[order]), hits, alarms, torch.from_numpy(source.astype(np.int64)), objects
+    )
 
 
 def figures(classes: Sequence[Judged], counts: Tensor) -> Figures:

@@ -21,7 +21,7 @@ from pipeline.errors import InputError
 from pipeline.learners.learner import Mode
 from pipeline.tasks.detection import detections
 from pipeline.teaching.assembled import Assembled, assembled
-from pipeline.teaching.calibration import Calibration, calibrated
+from pipeline.teaching.calibration import SURE, Calibration, calibrated
 from pipeline.teaching.support import Support
 
 FORMAT = 1
@@ -29,8 +29,6 @@ KEY = "metashard.model"
 """Of the file's metadata: what it is, as JSON."""
 LEARNER, INPUTS, TARGETS = "learner/", "support/inputs", "support/targets"
 UNKNOWN = "unknown"
-SURE = 0.3
-"""Score from which on a detection is told."""
 
 
 class Label(NamedTuple):
@@ -123,13 +121,19 @@ class Adapted:
         """The class of every pixel (samples, height, width) uint8, of segmentation: 0 is none, 1 + way."""
         return self.scores(inputs).argmax(1).to(torch.uint8)
 
-    def boxes(self, inputs: Tensor, *, least: float = SURE) -> list[list[Box]]:
-        """The objects in each image, the surest first, of detection."""
+    @property
+    def sure(self) -> list[float]:
+        """Of detection, the score from which on an object of each way is told."""
+        return self.calibration.scores or [SURE] * self.support.ways
+
+    def boxes(self, inputs: Tensor, *, threshold: float | None = None) -> list[list[Box]]:
+        """The objects in each image, the surest first, of detection; `threshold` in the place of the classes' own."""
+        least = self.sure if threshold is None else [threshold] * self.support.ways
         return [
             [
                 Box(self.support.classes[int(way)], score, (left, top, right, bottom))
                 for left, top, right, bottom, score, way in found
-                if score >= least
+                if score >= least[int(way)]
             ]
             for found in detections(self.scores(inputs)).tolist()
         ]

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from pipeline.teaching.adapted import SURE, Adapted, Box, Label
+from pipeline.teaching.adapted import Adapted, Box, Label
 
 
 class Asked(NamedTuple):
@@ -80,7 +80,7 @@ def answered(
             maps = model.maps(inputs).numpy()
             return [Mask(_of_size(own, size), model.support.classes) for own, size in zip(maps, sizes, strict=True)]
         case "detection":
-            found = model.boxes(inputs, least=SURE if threshold is None else threshold)
+            found = model.boxes(inputs, threshold=threshold)
             return [Boxes([_in_pixels(box, size) for box in own]) for own, size in zip(found, sizes, strict=True)]
         case _:
             return list(model.labels(inputs, threshold=threshold))

@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline import build_task
 from pipeline.adaptation import folds
+from pipeline.episode import Batch
+from pipeline.tasks.detection import surest
 from pipeline.teaching.assembled import Assembled
 from pipeline.teaching.support import Support
 
 LEFT_OUT = 10
 """Samples of a class that are left out in turn, at most."""
+IMAGES = 5
+"""Images that are left out in turn, at most, where they have masks or boxes: each costs an adaptation of a large model."""
+MEASURES = {"classification": "accuracy", "verification": "accuracy", "segmentation": "mean IoU", "detection": "AP50"}
+"""What `Calibration.accuracy` is, by task: a share of samples, or a mean over classes."""
 TEMPERATURES = torch.logspace(-2, 2, 81, dtype=torch.float64)
+SURE = 0.3
+"""Score from which on an object is told, of a class of which what was left out does not say another."""
+BETTER = 0.3
+"""F1 by which another score must be better on what was left out: few objects choose badly (docs/results.md)."""
 WIDTH = math.log(3.0)
 """Standard deviation of the log temperature that is believed in before anything was seen: a few samples move it little."""
 ALIKE = 0.75
@@ -31,8 +42,9 @@ class Calibration(NamedTuple):
     threshold: a query whose likeness is below it is unknown; none: nothing is known of that.
     errors: share of the support's samples that it refuses plus share of those that it takes for known as strangers, 0…2; none:
         every class has one sample.
-    accuracy: share of the samples left out that were told rightly; none: none could be left out.
+    accuracy: how right it was of samples left out, 0…1, by the measure of the task (`MEASURES`); none: none could be left out.
     samples: how many these were; copies: whether they were only turned and moved copies of what was learned from.
+    scores: of detection, by way: the score from which on an object is told; none: nothing could be left out.
     """
 
     temperature: float = 1.0
@@ -41,6 +53,7 @@ class Calibration(NamedTuple):
     accuracy: float | None = None
     samples: int = 0
     copies: bool = False
+    scores: list[float] | None = None
 
 
 def calibrated(learner: Assembled, support: Support, features: Tensor) -> Calibration:
@@ -48,7 +61,9 @@ def calibrated(learner: Assembled, support: Support, features: Tensor) -> Calibr
 
     `features` are those of the support's samples, of length one (samples, features).
     """
-    if learner.config.task.kind not in ("classification", "verification") or support.ways < 2:
+    if learner.config.task.kind in ("segmentation", "detection"):
+        return _of_images(learner, support)
+    if support.ways < 2:
         return Calibration()
     least, errors = threshold(features.double().cpu(), support.targets.cpu())
     told = list(_left_out(learner, support))
@@ -60,6 +75,26 @@ def calibrated(learner: Assembled, support: Support, features: Tensor) -> Calibr
         # Copies are easier than new images, and would make it far too sure.
         return Calibration(1.0, least, errors, accuracy, len(scores), copies=True)
     return Calibration(temperature(scores, targets), least, errors, accuracy, len(scores))
+
+
+def _of_images(learner: Assembled, support: Support) -> Calibration:
+    """Masks or boxes of images left out one by one, those whose classes others show too; judged together, class by class."""
+    members = support.members().cpu()
+    is_shown_again = (members & (members.sum(0) == 1)).sum(1) == 0
+    able = (is_shown_again & members.any(1)).nonzero()[:, 0].tolist()
+    if not able:
+        return Calibration()
+    lefts, told = able[:: -(-len(able) // IMAGES)], []
+    for number in lefts:
+        kept = torch.arange(len(members)) != number
+        predictor = learner.adapt(Batch(support.inputs[kept], support.targets[kept]), support.ways)
+        told.append(predictor(support.inputs[~kept]).double().cpu())
+    task, scores, targets = build_task.task(learner.config), torch.cat(told), support.targets[lefts].cpu()
+    figures = task.by_class(task.tally(scores, targets)[None], [range(support.ways)])
+    own = [figures[way].mean for way in members[lefts].any(0).nonzero()[:, 0].tolist()]
+    is_boxes = learner.config.task.kind == "detection"
+    sure = surest(scores, targets, otherwise=SURE, margin=BETTER) if is_boxes else None
+    return Calibration(accuracy=sum(own) / len(own), samples=len(lefts), scores=sure)
 
 
 def _left_out(learner: Assembled, support: Support) -> Iterator[tuple[Tensor, Tensor]]:

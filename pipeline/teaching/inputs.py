@@ -49,13 +49,13 @@ class Inputs:
             array = modalities.decoded(data, what)
         if not np.isfinite(array).all():
             raise InputError(f"{what}: has values that are not finite; replace them")
-        if array.shape[2] != channels:
-            raise InputError(f"{what}: has {array.shape[2]} channels and this learner takes {channels}; give as many")
-        if index.encoder and array.shape[:2] != (height, width):
+        if index.encoder and array.shape != (height, width, channels):
             raise InputError(
                 f"{what}: is {array.shape}, and this learner takes features of ({height}, {width}, {channels}) values; embed "
                 "the image by the encoder it was trained with"
             )
+        if array.shape[2] != channels:
+            raise InputError(f"{what}: has {array.shape[2]} channels and this learner takes {channels}; give as many")
         return array
 
     def sample(self, files: Sequence[bytes], what: str) -> tuple[np.ndarray | None, ...]:

@@ -76,6 +76,11 @@ def support_of(folder: Path, learner: Assembled, *, layout: str = "") -> Found:
         modalities=[name for name in learner.inputs.reader.modalities if name != IMAGE],
     )
     _refuse_empty(folder, task)
+    if not source.samples:
+        why = "".join(f"; {note}" for note in source.notes)
+        raise InputError(
+            f"{folder}: no labelled images found{why}; give {' or '.join(LAYOUTS[task.kind])}, see --layout"
+        )
     _refuse(folder, _classes(source.samples), task, learner.most_ways)
     return gathered(source.samples, learner, where=str(folder), notes=source.notes)
 
@@ -137,8 +142,6 @@ def _refuse_empty(folder: Path, task: TaskConfig) -> None:
 
 
 def _refuse(folder: Path, classes: Sequence[str], task: TaskConfig, most: int | None) -> None:
-    if not classes:
-        raise InputError(f"{folder}: no labelled images found; give {' or '.join(LAYOUTS[task.kind])}, see --layout")
     if task.kind == "classification" and len(classes) < 2:
         raise InputError(f"{folder}: one class, {classes[0]!r}, and nothing to tell it from; give images of a second")
     if most is not None and len(classes) > most:

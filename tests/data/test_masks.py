@@ -52,7 +52,7 @@ def test_what_is_left_out_is_told(tmp_path, capsys):
     notes = masks(place).notes
     assert notes == (
         "2 images have no mask and are left out",
-        "1 images show no class on 1 % of them and are left out",
+        "1 images show no class on 1 % of them and are left out (0 is no class, 255 is not looked at)",
     )
     made = prepare.pack(str(place), tmp_path / "out", layout="masks", size=8, rule="train=0.5,test=0.5")
     assert "note: " in capsys.readouterr().err and len(made) == 2

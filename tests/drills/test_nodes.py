@@ -93,6 +93,7 @@ def test_a_node_dies(submitted, unbroken, record_property):
     check_drill(drill, unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.drill("SIGSTOP of a worker: the others end the group")
 def test_a_worker_is_frozen(submitted, unbroken, record_property):
     drill = started(submitted(nodes=2, workers={"count": 2, "threads": 1, "step_timeout_s": 10}))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse
-from paged import application, listening, untrained
+from rooms import listening, opened_to_browsers
 
 from pipeline.data.images import decode_mask, encode_png
 from pipeline.errors import InputError
@@ -16,19 +16,19 @@ from pipeline.serving import drawn, words
 from pipeline.serving.client import Compared, Image, Learned, Server, Taught
 
 MARKUP = "<img src=x onerror=\"document.title='run'\">"
-NAMES = ["glyph", MARKUP, "a/b", "..", "ключ ?#%2F"]
+NAMES = ["glyph", MARKUP, "a/b", "…", "ключ ?#%2F"]
 
 
 def drawing(number: int, size: int = 16) -> Image:
     """A bar at a place of its own."""
     array = np.full((size, size, 1), 255, np.uint8)
-    array[:, 2 * number : 2 * number + 3] = 0
+    array[:, number : number + 3] = 0
     return Image(f"{number}.png", encode_png(array))
 
 
 @pytest.fixture
 def server(glyphs_root, tmp_path):
-    with listening(application(untrained("classification", glyphs_root, tmp_path), token="secret")) as url:
+    with opened_to_browsers("classification", glyphs_root, tmp_path, token="secret") as (_, url):
         found = Server(url + "/", token="secret")
         yield found
         found.close()
@@ -38,13 +38,13 @@ def test_classes_are_taught_listed_asked_about_and_deleted(server):
     """Whatever they are called."""
     assert server.taught().classes == [] and server.taught().accuracy is None
     for number, name in enumerate(NAMES):
-        done = server.teach(name, [drawing(number), drawing(number)])
+        done = server.teach(name, [drawing(2 * number), drawing(2 * number + 1)])
         assert (done.name, done.samples) == (name, 2)
     assert done.warnings
     told = server.taught()
     assert told.classes == [(name, 2) for name in NAMES] and told.accuracy is not None
     assert server.taught(offset=3).classes == told.classes[3:]
-    found = server.predict(drawing(1), threshold=-1e9)
+    found = server.predict(drawing(2 * NAMES.index(MARKUP)), threshold=-1e9)
     assert found["label"] == MARKUP and found["nearest"]["class"] == MARKUP
     assert server.predict(drawing(1), threshold=1e9)["label"] == words.UNKNOWN
     assert server.sample(found["nearest"]["id"]).startswith(b"\x89PNG")
@@ -52,27 +52,35 @@ def test_classes_are_taught_listed_asked_about_and_deleted(server):
     for name in NAMES:
         server.forget(name)
     assert server.taught().total == 0
-    with pytest.raises(InputError, match="class 'glyph': is not known"):
+    with pytest.raises(InputError, match="class 'glyph': is not taught"):
         server.forget("glyph")
 
 
 def test_two_images_are_compared(glyphs_root, tmp_path):
-    with listening(application(untrained("verification", glyphs_root, tmp_path))) as url:
+    with opened_to_browsers("verification", glyphs_root, tmp_path) as (_, url):
         server = Server(url)
-        assert server.compare(drawing(0), drawing(0)) == Compared(True, pytest.approx(1.0), 0.9)
+        with pytest.raises(InputError, match="no class is taught yet"):
+            server.compare(drawing(0), drawing(0))
+        for number, name in enumerate("ab"):
+            server.teach(name, [drawing(2 * number), drawing(2 * number + 1)])
+        found = server.compare(drawing(0), drawing(0))
+        assert found == Compared(True, pytest.approx(1.0), found.threshold) and -1 < found.threshold < 1
         server.close()
 
 
 def test_the_server_s_own_sentence_is_told(server):
-    with pytest.raises(InputError, match="nothing is taught yet"):
+    with pytest.raises(InputError, match="no class is taught yet; teach one"):
         server.predict(drawing(0))
     with pytest.raises(InputError, match=r"image 'x.png': not a whole image .* give one of PNG"):
         server.teach("a", [Image("x.png", b"garbage")])
     server.teach("a", [drawing(0)])
+    with pytest.raises(InputError, match="one class is taught, 'a', and nothing to tell it from; teach a second"):
+        server.predict(drawing(0))
+    server.teach("b", [drawing(1)])
     with pytest.raises(InputError, match=r"image 'cut.png': PNG is cut off"):
         server.predict(Image("cut.png", drawing(0).data[:-20]))
     nobody = Server(server.url, token="wrong")
-    with pytest.raises(InputError, match="the token is missing or wrong"):
+    with pytest.raises(InputError, match="the token is not known here"):
         nobody.taught()
     nobody.close()
 
@@ -157,7 +165,7 @@ def test_masks_and_boxes_of_an_answer_are_laid_over_what_is_shown():
     assert decode_mask(encode_png(mask), "x").max() == 2
 
 
-TAUGHT = Taught("classification", 2, 5, (16, 16, 1), 0.5, 4, False, [(MARKUP, 1), ("b", 3)])
+TAUGHT = Taught("classification", 2, 5, (16, 16, 1), "", "accuracy", 0.5, 4, False, [(MARKUP, 1), ("b", 3)])
 
 
 @pytest.mark.parametrize(
@@ -179,13 +187,13 @@ def test_words():
     alone = TAUGHT._replace(copies=True, total=1, most=None)
     assert "1 class. Accuracy: 50.0 % of 4 turned" in words.summary(alone)
     assert "not known" in words.summary(TAUGHT._replace(accuracy=None))
+    assert "1 class. Teach a second." in words.summary(alone._replace(lacks="teach a second"))
+    assert "AP50: 50.0 %" in words.summary(TAUGHT._replace(measure="AP50"))
     assert "Nothing is taught" in words.table(TAUGHT._replace(classes=[]), offset=0)
     assert "Classes 101 to 102 of 2" in words.table(TAUGHT, offset=100)
     unknown = words.verdict({"label": "unknown", "probability": 0.9, "likeness": -3.0})
     assert 'class="verdict unknown"' in unknown and "likeness -3" in unknown
     assert "nothing found" in words.found(0) and "2 found" in words.found(2)
-    assert "different" in words.compared(Compared(False, 0.2, None)) and "same" in words.compared(
-        Compared(True, 1, 0.5)
-    )
+    assert "different" in words.compared(Compared(False, 0.2, 0.5)) and "same" in words.compared(Compared(True, 1, 0.5))
     assert "nothing is marked" in words.painted("a", 0, 9) and "1 of 2,000" in words.painted("a", 1, 2000)
     assert "No box" in words.marked([]) and "1, 2, 3, 4" in words.marked([(1.0, 2.0, 3.0, 4.0)])

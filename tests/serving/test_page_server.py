@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from paged import application, listening, untrained
+from rooms import listening, opened_to_browsers
 
 from pipeline import page_server
 from pipeline.errors import InputError
@@ -22,7 +22,7 @@ NEAR = "http://127.0.0.1:8000"
 
 @pytest.fixture
 def api(glyphs_root, tmp_path):
-    with listening(application(untrained("classification", glyphs_root, tmp_path), token="secret")) as url:
+    with opened_to_browsers("classification", glyphs_root, tmp_path, token="secret") as (_, url):
         yield url
 
 
@@ -59,7 +59,7 @@ def test_it_is_refused_before_it_begins(api, secret, monkeypatch):
         monkeypatch.setenv(name, "")
     with pytest.raises(InputError, match="does not answer"):
         page_server.serve("http://127.0.0.1:9", port=0)
-    with pytest.raises(InputError, match="the token is missing or wrong"):
+    with pytest.raises(InputError, match="a token is needed"):
         page_server.serve(api, port=0)
     with socket.socket() as taken:
         taken.bind((page_server.HOST, 0))
@@ -86,7 +86,7 @@ def test_it_answers_its_own_page_on_this_machine_and_loads_nothing_from_elsewher
         assert client.post("/gradio_api/upload", headers={"Origin": url}).status_code != 403
         assert client.get("/gradio_api/file=/etc/passwd").status_code == 403
         missing = client.get("/model")
-        assert missing.status_code == 409 and missing.text.startswith("nothing is taught yet")
+        assert missing.status_code == 409 and missing.text.startswith("no class is taught yet; teach one")
         large = {"files": ("x", bytes(page_server.LARGEST + 1))}
         assert client.post("/gradio_api/upload", files=large, headers={"Origin": url}).status_code == 413
     server.close()

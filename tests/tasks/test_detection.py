@@ -19,7 +19,7 @@ from pipeline.learners.learner import Mode
 from pipeline.models.unet import Unet
 from pipeline.spool import history
 from pipeline.tasks.box_maps import box_loss, decoded, heat_loss, iou, wanted
-from pipeline.tasks.detection import PRIOR, Detection, DetectionHead, detections
+from pipeline.tasks.detection import PRIOR, Detection, DetectionHead, detections, surest
 
 UNET = {"kind": "unet", "width": 4, "depth": 3, "downsample": "stride", "stride": 4}
 TINY = {
@@ -201,6 +201,26 @@ def test_what_is_not_looked_at_is_neither_missed_nor_wrong():
     one, two = (1.0, 1.0, 4.0, 3.0, 0, 4.0), (5.0, 4.5, 7.5, 8.0, 0, 5.0)
     for said in ([one], [one, two]):
         assert Detection().verdict(sure(said), truth).item() == pytest.approx(1)
+
+
+def test_an_object_is_told_from_the_score_of_the_largest_f1_on():
+    truth = padded((1 / 8, 1 / 8, 4 / 8, 3 / 8, 1), (5 / 8, 4.5 / 8, 7.5 / 8, 1, 1))[None]
+    right, also, wrong = (1.0, 1.0, 4.0, 3.0, 0), (5.0, 4.5, 7.5, 8.0, 0), (1.0, 5.0, 3.0, 7.0, 0)
+
+    def told(*logits: float, **options: float) -> float:
+        said = sure([(*box, logit) for box, logit in zip((right, also, wrong), logits, strict=True)], ways=2)
+        one, two = surest(said, truth, otherwise=0.99, **options)
+        # Of the second way nothing is there to be found.
+        assert two == 0.99
+        return math.log(one / (1 - one))
+
+    assert 1 < told(3, 2, 1) < 2
+    # F1 of two right ones and a wrong one, 4/5, is more than that of one alone, 2/3. No less sure one follows.
+    assert told(3, 1, 2) == pytest.approx(1)
+    usual = math.log(0.99 / 0.01)
+    # With the usual score one is told, F1 is 2/3, and 1 with both.
+    assert told(5, 2, 1) < usual and told(5, 2, 1, margin=0.4) == pytest.approx(usual)
+    assert surest(sure([(*wrong, 2.0)]), truth, otherwise=0.5) == [0.5]
 
 
 def test_prototypes_find_what_looks_alike():

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from teachable import PROTOTYPE, learner_of, support_of
+from teachable import DETECTION, PROTOTYPE, SEGMENTATION, learner_of, support_of
 from torch.nn import functional as F
 
 from pipeline.teaching.adapted import Adapted
-from pipeline.teaching.calibration import Calibration, parting, temperature, threshold
+from pipeline.teaching.calibration import SURE, Calibration, parting, temperature, threshold
 from pipeline.teaching.support import Support
 
 
@@ -89,6 +89,63 @@ def test_copies_do_not_make_it_sure(glyphs_root, tmp_path):
     learner = learner_of(glyphs_root, tmp_path, **PROTOTYPE)
     found = Adapted(learner, support_of(learner, shots=1), origin={}).calibration
     assert found.copies and found.temperature == 1 and found.errors is None and found.samples == 12
+
+
+def squares(learner, *shown: str, boxes: bool) -> Support:
+    """Images of noise with a bright square of class "a" at the left, a dark one of "b" at the right, where they are `shown`."""
+    height, width, channels = learner.inputs.shape
+    generator = torch.Generator().manual_seed(2)
+    inputs = 0.4 + 0.2 * torch.rand(len(shown), channels, height, width, generator=generator)
+    masks = torch.zeros(len(shown), height, width, dtype=torch.int64)
+    corners = torch.zeros(len(shown), 2, 5)
+    for number, names in enumerate(shown):
+        for way, (name, left) in enumerate((("a", 6), ("b", 28))):
+            if name in names:
+                inputs[number, :, 14:30, left : left + 14], masks[number, 14:30, left : left + 14] = 1 - way, 1 + way
+                box = (left / width, 14 / height, (left + 14) / width, 30 / height, 1 + way)
+                corners[number, way] = torch.tensor(box)
+    return Support(("a", "b"), inputs, corners if boxes else masks, shown)
+
+
+def test_images_with_masks_are_left_out_one_by_one(scenes_root, tmp_path):
+    learner = learner_of(scenes_root, tmp_path, **SEGMENTATION)
+    support = squares(learner, "a", "a", "ab", "a", boxes=False)
+    found = Adapted(learner, support, origin={}).calibration
+    # The only image of "b" has to stay, so that nothing is said of "b".
+    lefts, hits, either = [0, 1, 3], 0, 0
+    for number in lefts:
+        kept = torch.arange(4) != number
+        rest = support._replace(inputs=support.inputs[kept], targets=support.targets[kept], names=support.names[:3])
+        told = Adapted(learner, rest, Calibration(), origin={}).maps(support.inputs[number : number + 1])[0] == 1
+        true = support.targets[number] == 1
+        hits, either = hits + (told & true).sum().item(), either + (told | true).sum().item()
+    assert found.accuracy == pytest.approx(hits / either) and 0 < found.accuracy < 1
+    assert found.samples == 3 and not found.copies and found.threshold is None and not found.scores
+
+
+@pytest.mark.parametrize("boxes", [False, True])
+def test_of_lone_images_nothing_is_said(scenes_root, tmp_path, boxes):
+    learner = learner_of(scenes_root, tmp_path, **(DETECTION if boxes else SEGMENTATION))
+    model = Adapted(learner, squares(learner, "a", "b", boxes=boxes), origin={})
+    assert model.calibration == Calibration() and model.sure == [SURE, SURE]
+
+
+def test_few_images_are_left_out_of_many(scenes_root, tmp_path):
+    learner = learner_of(scenes_root, tmp_path, **SEGMENTATION)
+    assert Adapted(learner, squares(learner, *["ab"] * 13, boxes=False), origin={}).calibration.samples == 5
+
+
+def test_boxes_left_out_say_from_which_score_on_an_object_is_told(scenes_root, tmp_path):
+    learner = learner_of(scenes_root, tmp_path, **DETECTION)
+    support = squares(learner, "ab", "ab", "a", "b", boxes=True)
+    model = Adapted(learner, support, origin={})
+    found = model.calibration
+    assert found.samples == 4 and found.accuracy is not None and 0 <= found.accuracy <= 1
+    assert found.scores is not None and len(found.scores) == 2 and all(0 < score < 1 for score in found.scores)
+    own, every = model.boxes(support.inputs), model.boxes(support.inputs, threshold=0.0)
+    least = dict(zip(support.classes, found.scores, strict=True))
+    for told, told_of_all in zip(own, every, strict=True):
+        assert told == [box for box in told_of_all if box.score >= least[box.label]]
 
 
 def test_thousands_of_classes(glyphs_root, tmp_path):

@@ -46,7 +46,8 @@ def masks(path: str | Path, *, min_area: float = MIN_AREA) -> Source:
         areas = {int(value): int(n) for value, n in zip(values, counts, strict=True) if value not in (0, IGNORED)}
         if unknown := sorted(areas.keys() - names.keys()):
             raise InputError(
-                f"{truths[stem]}: value {unknown[0]} has no name in {path}; name it, 0 is none, {IGNORED} is left out"
+                f"{truths[stem]}: value {unknown[0]} has no name in {path}; name it in {NAMES[0]}, 0 is none, {IGNORED} is "
+                "left out"
             )
         chosen = [value for value in sorted(areas) if areas[value] >= min_area * counts.sum()]
         empty += not chosen
@@ -69,7 +70,10 @@ def masks(path: str | Path, *, min_area: float = MIN_AREA) -> Source:
             )
     notes = [f"{len(images) - len(truths)} images have no mask and are left out"] if len(images) > len(truths) else []
     if empty:
-        notes.append(f"{empty} images show no class on {100 * min_area:g} % of them and are left out")
+        notes.append(
+            f"{empty} images show no class on {100 * min_area:g} % of them and are left out (0 is no class, {IGNORED} is not "
+            "looked at)"
+        )
     return Source(path.stem, samples, {}, tuple(notes))
 
 
