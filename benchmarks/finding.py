@@ -54,11 +54,12 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--shots", type=int, default=5, help="images of a support")
     parser.add_argument("--supports", type=int, default=30)
+    parser.add_argument("--quick", action="store_true", help="three supports")
     asked = parser.parse_args()
     learner = adapt.source_of(asked.run, asked.runs).assembled()
     every = support_of(asked.images, learner, layout=asked.layout).support
     rows = []
-    for seed in range(asked.supports):
+    for seed in range(3 if asked.quick else asked.supports):
         if (picked := drawn(every, asked.shots, seed)) is not None:
             model, rest = Adapted(learner, chosen(every, picked), origin={}), chosen(every, ~picked)
             told, same = model.scores(rest.inputs), [SURE] * every.ways

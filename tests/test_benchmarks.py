@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from gloo import work_here
 from small import small_config
 
 from pipeline.config import dump, parse
+from pipeline.data.images import encode_png
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -89,6 +91,23 @@ def test_choosing_samples_has_a_row_for_every_strategy_and_budget(said, tmp_path
     sizes = ["--ways", "3", "--pool", "4", "--queries", "2", "--budgets", "3", "5"]
     rows = said("choosing_samples.py", str(tmp_path / "run0"), str(tmp_path / "run1"), *sizes).splitlines()
     assert len(rows) == 3 + 2 * 4 and all(row.count("|") == 6 for row in rows[1:])
+
+
+def test_finding_compares_scores(said, tmp_path, scenes_root):
+    sections = {"meta": {"steps": 1, "batch": 1}, "data": {"ways": 2}, "learner": {"kind": "prototype"}}
+    dense = {"task": {"kind": "detection"}, "model": {"kind": "unet", "width": 4}}
+    work_here(dump(small_config(scenes_root, tmp_path, **sections, **dense)), str(tmp_path / "run"))
+    (tmp_path / "own" / "images").mkdir(parents=True)
+    told = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    for number in range(6):
+        image = np.random.default_rng(number).integers(0, 90, (48, 48), np.uint8)
+        image[10:20, 5:25] += 100
+        (tmp_path / "own" / "images" / f"{number}.png").write_bytes(encode_png(image))
+        told["images"].append({"id": number, "file_name": f"{number}.png", "width": 48, "height": 48})
+        told["annotations"].append({"id": number, "image_id": number, "category_id": 1, "bbox": [5, 10, 20, 10]})
+    (tmp_path / "own" / "instances.json").write_text(json.dumps(told))
+    printed = said("finding.py", str(tmp_path / "run"), str(tmp_path / "own"), "--shots", "3")
+    assert printed.splitlines()[-1].startswith("| 3 | ") and printed.count("±") == 4
 
 
 @pytest.mark.slow
