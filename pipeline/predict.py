@@ -306,5 +306,5 @@ def _head(model: Adapted, least: float | None) -> dict[str, Any]:
     used = None if used is None or math.isinf(used) else used
     told = {"task": model.learner.config.task.kind, "classes": list(model.support.classes), "threshold": used}
     if least is None and model.learner.config.task.kind == "detection":
-        told["scores"] = dict(zip(model.support.classes, model.sure, strict=True))
+        told["score_thresholds"] = dict(zip(model.support.classes, model.sure, strict=True))
     return told

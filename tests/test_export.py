@@ -97,6 +97,42 @@ def test_other_tasks_are_traced(scenes_root, tmp_path, sections):
     assert difference(model, run_torch(tmp_path / "m.pt2")) < 1e-4
 
 
+def test_an_exported_detector_tells_boxes(scenes_root, tmp_path):
+    model = taught(scenes_root, tmp_path, **DETECTION)
+    (found,) = export.export(saved(model, tmp_path), program=tmp_path / "m.pt2")
+    assert found.difference < 1e-4
+    scores, boxes = run_torch(tmp_path / "m.pt2")(model.support.inputs)
+    assert scores.shape[0] == boxes.shape[0] and boxes.shape[1:] == (100, 6)
+    least = torch.tensor(portable.about(model)["score_thresholds"])
+    for told, own in zip(boxes, model.boxes(model.support.inputs), strict=True):
+        kept = told[told[:, 4] >= least[told[:, 5].long()]]
+        assert len(kept) == len(own)
+        for row, box in zip(kept.tolist(), own, strict=True):
+            assert row[:5] == pytest.approx([*box.box, box.score], abs=1e-4)
+            assert model.support.classes[int(row[5])] == box.label
+
+
+@pytest.mark.slow
+def test_a_detector_in_onnx(scenes_root, tmp_path):
+    model = taught(scenes_root, tmp_path, **DETECTION)
+    assert_exported(model, tmp_path)
+    _, boxes = portable.run_onnx(tmp_path / "out" / "m.onnx")(model.support.inputs[:1])
+    assert boxes.shape == (1, 100, 6) and (boxes[0, :, 4] > 0).any()
+
+
+def test_boxes_may_come_in_another_order_and_not_be_others(scenes_root, tmp_path):
+    model = taught(scenes_root, tmp_path, **DETECTION)
+    ask = portable.Portable(model)
+
+    def turned(images: torch.Tensor) -> list[torch.Tensor]:
+        scores, boxes = ask(images)
+        return [scores, boxes.flip(1)]
+
+    assert difference(model, turned) < 1e-4
+    assert difference(model, lambda images: [turned(images)[0], turned(images)[1] + 0.1]) > 0.05
+    assert difference(model, lambda images: [turned(images)[0], turned(images)[1][:, :1].repeat(1, 100, 1)]) > 0.05
+
+
 def test_images_are_inverted_as_the_learner_has_them(glyphs_root, tmp_path):
     model = taught(glyphs_root, tmp_path, data={"invert": True}, **PROTOTYPE)
     (found,) = export.export(saved(model, tmp_path), program=tmp_path / "m.pt2")

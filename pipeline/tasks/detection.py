@@ -174,6 +174,13 @@ def _of_episode(predictions: Tensor, targets: Tensor, *, thresholds: Sequence[fl
 
 @torch.no_grad()
 def detections(predictions: Tensor) -> Tensor:
+    """As `candidates`, with what is no detection at the end."""
+    told = candidates(predictions)
+    order = told[..., 4].argsort(dim=-1, descending=True, stable=True)
+    return told.gather(1, order[..., None].expand_as(told))
+
+
+def candidates(predictions: Tensor) -> Tensor:
     """The likeliest boxes of each sample, the surest first: (samples, 100, 6), left, top, right, bottom as shares of the
     sides, score and way; a score of 0 is no detection.
 
@@ -190,9 +197,7 @@ def detections(predictions: Tensor) -> Tensor:
     boxes = decoded(distances).flatten(2).transpose(1, 2)
     picked = (boxes.gather(1, cell[..., None].expand(-1, -1, SIDES)) / size).clamp(0, 1)
     told = torch.cat([picked, (found * _distinct(picked, way))[..., None], way[..., None].to(picked.dtype)], -1)
-    told = F.pad(told, (0, 0, 0, MOST - told.shape[1]))
-    order = told[..., 4].argsort(dim=-1, descending=True, stable=True)
-    return told.gather(1, order[..., None].expand_as(told))
+    return F.pad(told, (0, 0, 0, MOST - told.shape[1]))
 
 
 def _distinct(boxes: Tensor, ways: Tensor) -> Tensor:

@@ -15,11 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InputError, RunFailed
+from pipeline.tasks.detection import candidates
 from pipeline.teaching.adapted import FORMAT, Adapted
 
 KEY = "metashard"
 """Of a file's metadata: what it is, as JSON."""
-OF_CLASSES = ("scores", "probabilities", "likeness")
+OUTPUTS = {
+    "classification": ("scores", "probabilities", "likeness"),
+    "verification": ("scores", "probabilities", "likeness"),
+    "segmentation": ("scores",),
+    "detection": ("scores", "boxes"),
+}
+"""What it says, by task: scores as the task has them; calibrated probabilities (samples, ways) and how like it is to anything
+known (samples,), to be compared with the threshold; boxes (samples, 100, 6), as `candidates` has them."""
+ODD = 0.01
+"""Share of boxes that may be others: of two boxes that are nearly alike a rounding decides whether both are told."""
 TRIED = (1, 2, 5, 65)
 """Numbers of random images that an exported model is tried with, beside the support."""
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -41,21 +51,23 @@ class Portable(nn.Module):
         self.learner = learner.learner.requires_grad_(False)
         self.temperature, self.inverts = model.calibration.temperature, learner.inputs.reader.invert
         self._ask = learner.bare(support.batch, support.ways)
-        self._embed = learner.bare_embedder(support.inputs) if len(outputs(model)) > 1 else None
+        self._outputs = outputs(model)
+        self._embed = learner.bare_embedder(support.inputs) if "likeness" in self._outputs else None
         self.known = nn.Buffer(model.known) if self._embed else None
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         seen = 1 - images if self.inverts else images
         scores = self._ask(seen)
+        if "boxes" in self._outputs:
+            return scores, candidates(scores)
         if self._embed is None or self.known is None:
             return (scores,)
         return scores, (scores / self.temperature).softmax(1), (self._embed(seen) @ self.known.T).amax(1)
 
 
 def outputs(model: Adapted) -> tuple[str, ...]:
-    """What it says: scores as the task has them; where images are of classes, also calibrated probabilities (samples, ways) and
-    how like it is to anything known (samples,), to be compared with the threshold."""
-    return OF_CLASSES if model.learner.config.task.kind in ("classification", "verification") else OF_CLASSES[:1]
+    """What an exported model says, in this order."""
+    return OUTPUTS[model.learner.config.task.kind]
 
 
 def about(model: Adapted) -> dict[str, Any]:
@@ -68,6 +80,7 @@ def about(model: Adapted) -> dict[str, Any]:
         "classes": list(model.support.classes),
         "temperature": model.calibration.temperature,
         "threshold": model.calibration.threshold,
+        **({"score_thresholds": model.sure} if "boxes" in outputs(model) else {}),
         "size": [height, width, channels],
         "outputs": list(outputs(model)),
         "origin": model.origin,
@@ -159,15 +172,28 @@ def difference(model: Adapted, run: Run) -> float:
     worst = 0.0
     for seen in [known, *random]:
         images = 1 - seen if model.learner.inputs.reader.invert else seen
-        for own, other in zip(_said(model, seen), run(images), strict=True):
-            gap = (own - other.cpu().double()).abs().max() / own.abs().max().clamp(min=1)
-            worst = max(worst, gap.item() if own.shape == other.shape and gap.isfinite() else torch.inf)
+        said = zip(outputs(model), _said(model, seen), run(images), strict=True)
+        for name, own, other in said:
+            worst = max(worst, _gap(own, other.cpu().double(), boxes=name == "boxes"))
     return worst
+
+
+def _gap(own: Tensor, other: Tensor, *, boxes: bool) -> float:
+    """The largest difference as a share of the largest value; of boxes that to the nearest one, since two that are as sure as
+    each other come in any order, all but some odd ones."""
+    if own.shape != other.shape or not other.isfinite().all():
+        return torch.inf
+    if not boxes:
+        return ((own - other).abs().max() / own.abs().max().clamp(min=1)).item()
+    apart = (own[:, :, None] - other[:, None]).abs().amax(-1)
+    return torch.cat([apart.amin(1), apart.amin(2)]).quantile(1 - ODD).item()
 
 
 def _said(model: Adapted, inputs: Tensor) -> list[Tensor]:
     scores = model.scores(inputs)
-    if len(outputs(model)) == 1:
+    if "boxes" in outputs(model):
+        return [scores, candidates(scores)]
+    if "likeness" not in outputs(model):
         return [scores]
     return [scores, (scores / model.calibration.temperature).softmax(1), model.likeness(inputs)[0]]
 
