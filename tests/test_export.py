@@ -121,7 +121,8 @@ def test_a_detector_in_onnx(scenes_root, tmp_path):
 
 
 def test_boxes_may_come_in_another_order_and_not_be_others(scenes_root, tmp_path):
-    model = taught(scenes_root, tmp_path, **DETECTION)
+    steps = {"learner": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 1.0}, "steps": 2}}
+    model = taught(scenes_root, tmp_path, **{**DETECTION, **steps})
     ask = portable.Portable(model)
 
     def turned(images: torch.Tensor) -> list[torch.Tensor]:

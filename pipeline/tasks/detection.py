@@ -182,22 +182,24 @@ def detections(predictions: Tensor) -> Tensor:
 
 def candidates(predictions: Tensor) -> Tensor:
     """The likeliest boxes of each sample, the surest first: (samples, 100, 6), left, top, right, bottom as shares of the
-    sides, score and way; a score of 0 is no detection.
+    sides, score and way; all 0 is no detection.
 
     Cells that are likelier than their eight neighbours speak for their object (Zhou et al. 2019, section 4), and of boxes of
     a class that are nearly alike the surest counts.
     """
     logits, distances = _exact(predictions)
-    scores = logits.sigmoid()
-    samples, ways, height, width = scores.shape
-    peaks = (scores * (F.max_pool2d(scores, 3, 1, 1) == scores)).flatten(1)
-    found, places = peaks.topk(min(MOST, peaks.shape[1]))
+    samples, ways, height, width = logits.shape
+    # Logits, not scores: whether a rounding makes two neighbours alike is then the same on every machine.
+    peaks = torch.where(F.max_pool2d(logits, 3, 1, 1) == logits, logits, -torch.inf).flatten(1)
+    best, places = peaks.topk(min(MOST, peaks.shape[1]))
+    found = best.sigmoid()
     way, cell = places // (height * width), places % (height * width)
-    size = scores.new_tensor([width, height, width, height])
+    size = logits.new_tensor([width, height, width, height])
     boxes = decoded(distances).flatten(2).transpose(1, 2)
     picked = (boxes.gather(1, cell[..., None].expand(-1, -1, SIDES)) / size).clamp(0, 1)
     told = torch.cat([picked, (found * _distinct(picked, way))[..., None], way[..., None].to(picked.dtype)], -1)
-    return F.pad(told, (0, 0, 0, MOST - told.shape[1]))
+    # Of cells that are no peaks any may be among the hundred.
+    return F.pad(told * (told[..., 4:5] > 0), (0, 0, 0, MOST - told.shape[1]))
 
 
 def _distinct(boxes: Tensor, ways: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ OUTPUTS = {
 }
 """What it says, by task: scores as the task has them; calibrated probabilities (samples, ways) and how like it is to anything
 known (samples,), to be compared with the threshold; boxes (samples, 100, 6), as `candidates` has them."""
+SURER = 1e-3
+"""Score by which a box must be surer than others to be told before them by any program."""
 ODD = 0.01
 """Share of boxes that may be others: of two boxes that are nearly alike a rounding decides whether both are told."""
 TRIED = (1, 2, 5, 65)
@@ -172,21 +174,31 @@ def difference(model: Adapted, run: Run) -> float:
     worst = 0.0
     for seen in [known, *random]:
         images = 1 - seen if model.learner.inputs.reader.invert else seen
-        said = zip(outputs(model), _said(model, seen), run(images), strict=True)
-        for name, own, other in said:
-            worst = max(worst, _gap(own, other.cpu().double(), boxes=name == "boxes"))
+        given = run(images)
+        for name, own, other in zip(outputs(model), _said(model, seen), given, strict=True):
+            is_boxes = name == "boxes"
+            # Where many cells are as sure as each other a rounding of the scores, which are compared before, makes other boxes.
+            own = candidates(given[0].cpu()).double() if is_boxes else own
+            worst = max(worst, _gap(own, other.cpu().double(), boxes=is_boxes))
     return worst
 
 
 def _gap(own: Tensor, other: Tensor, *, boxes: bool) -> float:
-    """The largest difference as a share of the largest value; of boxes that to the nearest one, since two that are as sure as
-    each other come in any order, all but some odd ones."""
+    """The largest difference as a share of the largest value; of boxes that of sure ones to the nearest, but for odd ones."""
     if own.shape != other.shape or not other.isfinite().all():
         return torch.inf
     if not boxes:
         return ((own - other).abs().max() / own.abs().max().clamp(min=1)).item()
     apart = (own[:, :, None] - other[:, None]).abs().amax(-1)
-    return torch.cat([apart.amin(1), apart.amin(2)]).quantile(1 - ODD).item()
+    nearest = torch.cat([apart.amin(2)[_sure(own)], apart.amin(1)[_sure(other)]])
+    return nearest.quantile(1 - ODD).item() if len(nearest) else 0.0
+
+
+def _sure(boxes: Tensor) -> Tensor:
+    """Which boxes (samples, boxes) are surer than the least sure of their image: of those as sure as that any may be told."""
+    scores = boxes[..., 4]
+    least = torch.where(scores > 0, scores, torch.inf).amin(1, keepdim=True)
+    return scores > least + SURER
 
 
 def _said(model: Adapted, inputs: Tensor) -> list[Tensor]:
