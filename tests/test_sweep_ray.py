@@ -150,6 +150,7 @@ def test_a_budget_of_meta_steps_ends_the_sweep(cluster, glyphs_root, tmp_path):
     assert 18 <= sum(row["steps"] for row in found.result["trials"]) <= 27
 
 
+@pytest.mark.slow
 def test_trials_of_several_workers_are_groups_of_ray_train_and_give_the_same(cluster, glyphs_root, tmp_path):
     asked = {"trials": 1, "start": [{"learner.rule.lr": 0.1}]}
     both = {"meta": {"precision": "float64"}}
