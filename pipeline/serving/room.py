@@ -91,7 +91,7 @@ class Room:
         """
         counts = self.snapshot.counts
         if name not in counts and len(counts) >= self.most:
-            raise Refused(409, f"{len(counts)} classes are taught, and there may be {self.most}; delete one")
+            raise Refused(409, f"as many classes are taught as there may be, {self.most}; delete one")
         if (total := counts.get(name, 0) + count) > self._limits.samples:
             raise Refused(
                 409, f"class {name!r} would have {total} samples, and may have {self._limits.samples}; send fewer"

@@ -84,7 +84,8 @@ def _of_images(learner: Assembled, support: Support) -> Calibration:
     able = (is_shown_again & members.any(1)).nonzero()[:, 0].tolist()
     if not able:
         return Calibration()
-    lefts, told = able[:: -(-len(able) // IMAGES)], []
+    count = min(IMAGES, len(able))
+    lefts, told = [able[number * len(able) // count] for number in range(count)], []
     for number in lefts:
         kept = torch.arange(len(members)) != number
         predictor = learner.adapt(Batch(support.inputs[kept], support.targets[kept]), support.ways)

@@ -218,7 +218,7 @@ def test_there_are_limits(learner, tmp_path):
         assert "more than 3 files" in told(client.post("/predict", files=images(0, 1, 2, 3)), 413)
         assert "would have 4 samples" in told(taught_twice(client), 409)
         teach(client, "b", (10,))
-        assert "may be 2; delete one" in told(client.post("/classes", **lesson("classification", "c", (20,))), 409)
+        assert "may be, 2; delete one" in told(client.post("/classes", **lesson("classification", "c", (20,))), 409)
         assert client.get("/classes").json()["most"] == 2
         assert "larger than 1 MiB" in told(client.post("/predict", files={"images": bytes(2 * MIB)}), 413)
         parts = {"data": {f"field {n}": "" for n in range(99)}, "files": images(0)}
