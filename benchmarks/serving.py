@@ -36,6 +36,8 @@ BOUND_RATIO, BOUND_TEACH_MS, BOUND_MEMORY, BOUND_FIRST_S = 2.0, 500.0, 0.05, 5.0
 BOUNDARY = "metashard"
 WARM = 100
 """Requests of each client, and changes, that are not counted: by then allocators and buffers have their size."""
+LAST = 5
+"""Classes over which the time of teaching is taken while more and more are there."""
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 LONGEST_S = 600.0
 
@@ -242,6 +244,21 @@ def of_changes(url: str, count: int) -> None:
     tell(f"memory after {count} more classes", sizes[-1] / sizes[0] - 1, BOUND_MEMORY, unit="of it more")
 
 
+def of_growth(url: str, totals: list[int]) -> None:
+    """Teach so many classes, one after another: how long the last ones of them take."""
+    connection, ms = connected(url), []
+    shown = [each for each in characters() if each.split == "train"]
+    for number in range(max(totals) - WAYS):
+        drawn = [draw(shown[number % len(shown)], seed=number // len(shown), number=n, size=SIDE) for n in range(SHOTS)]
+        images = [encode_png(each.image) for each in drawn]
+        began_s = time.perf_counter()
+        status, said = send(connection, "POST", "/classes", form(images, name=f"more {number}"))
+        ms.append(1000 * (time.perf_counter() - began_s))
+        assert status == 201, said
+        if (total := number + 1 + WAYS) in totals:
+            print(f"a class is taught, {total} there:  {statistics.median(ms[-LAST:]):8.4g} ms")
+
+
 def compare(data: Path, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="metashard-") as folder:
         place = Path(folder)
@@ -254,6 +271,7 @@ def compare(data: Path, arguments: argparse.Namespace) -> None:
             with serving([sys.executable, __file__, "--nothing"]) as other:
                 of_answers(url, other, arguments)
             of_changes(url, arguments.changes)
+            of_growth(url, arguments.classes)
     print(f"load of the last minutes: {', '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} CPUs")
 
 
@@ -264,12 +282,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--changes", type=int, default=2000, help="classes that are taught and deleted")
+    parser.add_argument("--classes", type=int, nargs="+", default=[20, 100, 400], help="so many are there at last")
     parser.add_argument("--quick", action="store_true", help="a few requests, to see that it works")
     parser.add_argument("--nothing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.requests, arguments.rounds, arguments.changes = 80, 2, 5
+        arguments.requests, arguments.rounds, arguments.changes, arguments.classes = 80, 2, 5, [7]
     if arguments.nothing:
         nothing()
     elif arguments.first:

@@ -59,23 +59,25 @@ def own_settings(learner: GradientLearner) -> Settings:
     return Settings(learner.test_steps, 1.0)
 
 
-def folds(support: Batch, ways: int, *, most: int = FOLDS) -> list[tuple[Batch, Batch]]:
+def folds(support: Batch, ways: int, *, most: int = FOLDS) -> Iterator[tuple[Batch, Batch]]:
     """Pairs of what is learned from and what that is judged on.
 
     The n-th pair is without the n-th sample of every class that has others, for n up to `most`. Where all classes have one
     sample, the only pair judges on copies of all, turned and moved a little; of what has no height and width there are none.
     """
     inputs, targets = support
-    earlier = (targets[:, None] == targets[None, :]).tril(-1).sum(1)
-    is_alone = torch.bincount(targets, minlength=ways)[targets] == 1
-    count = min(most, int(earlier.max()) + 1)
+    counts, order = torch.bincount(targets, minlength=ways), targets.argsort(stable=True)
+    # Which of its class's samples each one is.
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[targets[order]]
+    count = min(most, int(counts.max()))
     if count > 1:
-        lefts = [(earlier == number) & ~is_alone for number in range(count)]
-        return [(Batch(inputs[~left], targets[~left]), Batch(inputs[left], targets[left])) for left in lefts]
-    if inputs.ndim < 4 or min(inputs.shape[-2:]) < 2:
-        return []
-    copies = _copies(inputs)
-    return [(support, Batch(copies, targets.repeat(len(copies) // len(targets))))]
+        for number in range(count):
+            left = (place == number) & (counts[targets] > 1)
+            yield Batch(inputs[~left], targets[~left]), Batch(inputs[left], targets[left])
+    elif inputs.ndim >= 4 and min(inputs.shape[-2:]) >= 2:
+        copies = _copies(inputs)
+        yield support, Batch(copies, targets.repeat(len(copies) // len(targets)))
 
 
 def _copies(images: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ def rows(batch: Batch) -> set[bytes]:
 @pytest.mark.parametrize("shots", [2, 3, 5])
 def test_folds_leave_out_one_sample_of_each_class_in_turn(shots):
     support = episode(0, shots=shots).support
-    found = adaptation.folds(support, WAYS)
+    found = list(adaptation.folds(support, WAYS))
     assert len(found) == min(FOLDS, shots)
     for kept, left in found:
         assert left.targets.tolist() == list(range(WAYS)) and len(kept.targets) == WAYS * (shots - 1)
@@ -49,7 +49,7 @@ def test_where_all_classes_have_one_sample_copies_of_them_are_told_apart():
 
 def test_what_has_no_height_and_width_has_no_copies():
     support = Batch(torch.rand(WAYS, 6, 1, 1, dtype=torch.float64), torch.arange(WAYS))
-    assert adaptation.folds(support, WAYS) == []
+    assert list(adaptation.folds(support, WAYS)) == []
 
 
 def test_own_settings_are_those_of_adapt():

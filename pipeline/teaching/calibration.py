@@ -19,6 +19,8 @@ from pipeline.teaching.support import Support
 
 LEFT_OUT = 10
 """Samples of a class that are left out in turn, at most."""
+ENOUGH = 200
+"""Samples left out from which on no more are: by then accuracy is known to seven points at the worst, and others cost as much."""
 IMAGES = 5
 """Images that are left out in turn, at most, where they have masks or boxes: each costs an adaptation of a large model."""
 MEASURES = {"classification": "accuracy", "verification": "accuracy", "segmentation": "mean IoU", "detection": "AP50"}
@@ -30,6 +32,8 @@ BETTER = 0.3
 """F1 by which another score must be better on what was left out: few objects choose badly (docs/results.md)."""
 WIDTH = math.log(3.0)
 """Standard deviation of the log temperature that is believed in before anything was seen: a few samples move it little."""
+ROWS = 1024
+"""Samples that are compared with all others at a time."""
 ALIKE = 0.75
 """Quantile of how like strangers are, above which a query is known where every class has one sample and nothing says how like
 a class is to itself: it errs about as often to either side (docs/results.md)."""
@@ -100,8 +104,11 @@ def _of_images(learner: Assembled, support: Support) -> Calibration:
 
 def _left_out(learner: Assembled, support: Support) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores (samples, ways) and targets of samples left out, in float64 on the CPU."""
+    count = 0
     for kept, left in folds(support.batch, support.ways, most=LEFT_OUT):
         yield learner.adapt(kept, support.ways)(left.inputs).double().cpu(), left.targets.cpu()
+        if (count := count + len(left.targets)) >= ENOUGH:
+            return
 
 
 def temperature(scores: Tensor, targets: Tensor) -> float:
@@ -117,11 +124,16 @@ def threshold(features: Tensor, targets: Tensor) -> tuple[float, float | None]:
     A sample of the support (samples, features) is known while the others of its class are there, and a stranger when its whole
     class is left out; where no class has two samples, only the latter is to be had.
     """
-    cosines = (features @ features.T).fill_diagonal_(-torch.inf)
-    own = targets[:, None] == targets[None, :]
-    strangers = cosines.masked_fill(own, -torch.inf).amax(1)
-    known = cosines.amax(1)[own.sum(1) > 1]
-    return parting(known, strangers) if len(known) else (strangers.quantile(ALIKE).item(), None)
+    known, strangers = [], []
+    # Of thousands of samples all pairs at once would not fit.
+    for some in torch.arange(len(features), device=features.device).split(ROWS):
+        cosines = features[some] @ features.T
+        own = targets[some, None] == targets
+        strangers.append(cosines.masked_fill(own, -torch.inf).amax(1))
+        cosines[torch.arange(len(some)), some] = -torch.inf
+        known.append(cosines.amax(1)[own.sum(1) > 1])
+    likes, alien = torch.cat(known), torch.cat(strangers)
+    return parting(likes, alien) if len(likes) else (alien.quantile(ALIKE).item(), None)
 
 
 def parting(known: Tensor, strangers: Tensor) -> tuple[float, float]:

@@ -5,6 +5,7 @@ import torch
 from teachable import DETECTION, PROTOTYPE, SEGMENTATION, learner_of, support_of
 from torch.nn import functional as F
 
+from pipeline.teaching import calibration
 from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.calibration import SURE, Calibration, parting, temperature, threshold
 from pipeline.teaching.support import Support
@@ -57,6 +58,13 @@ def test_strangers_are_told_from_what_is_known():
     assert errors == 0
     assert (cosines.amax(1) >= value).all()
     assert (cosines.masked_fill(targets[:, None] == targets[None], -1).amax(1) < value).all()
+
+
+def test_parts_of_the_samples_give_what_all_at_once_give(monkeypatch):
+    features, targets = clusters(5)
+    expected = threshold(features, targets)
+    monkeypatch.setattr(calibration, "ROWS", 7)
+    assert threshold(features, targets) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_of_lone_samples_only_strangers_are_known():
@@ -157,4 +165,5 @@ def test_thousands_of_classes(glyphs_root, tmp_path):
         tuple(f"class {n}" for n in range(count)), inputs, torch.arange(count).repeat_interleave(2), ("",) * 2 * count
     )
     model = Adapted(learner, support, origin={})
-    assert model.scores(inputs[:3]).shape == (3, count) and model.calibration.samples == 2 * count
+    # A sample of each class says enough; the other half is not left out as well.
+    assert model.scores(inputs[:3]).shape == (3, count) and model.calibration.samples == count
