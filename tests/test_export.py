@@ -112,14 +112,6 @@ def test_an_exported_detector_tells_boxes(scenes_root, tmp_path):
             assert model.support.classes[int(row[5])] == box.label
 
 
-@pytest.mark.slow
-def test_a_detector_in_onnx(scenes_root, tmp_path):
-    model = taught(scenes_root, tmp_path, **DETECTION)
-    assert_exported(model, tmp_path)
-    _, boxes = portable.run_onnx(tmp_path / "out" / "m.onnx")(model.support.inputs[:1])
-    assert boxes.shape == (1, 100, 6) and (boxes[0, :, 4] > 0).any()
-
-
 def test_boxes_may_come_in_another_order_and_not_be_others(scenes_root, tmp_path):
     steps = {"learner": {"kind": "gradient", "rule": {"kind": "sgd", "lr": 1.0}, "steps": 2}}
     model = taught(scenes_root, tmp_path, **{**DETECTION, **steps})
