@@ -175,11 +175,8 @@ def difference(model: Adapted, run: Run) -> float:
     for seen in [known, *random]:
         images = 1 - seen if model.learner.inputs.reader.invert else seen
         given = run(images)
-        for name, own, other in zip(outputs(model), _said(model, seen), given, strict=True):
-            is_boxes = name == "boxes"
-            # Where many cells are as sure as each other a rounding of the scores, which are compared before, makes other boxes.
-            own = candidates(given[0].cpu()).double() if is_boxes else own
-            worst = max(worst, _gap(own, other.cpu().double(), boxes=is_boxes))
+        for name, own, other in zip(outputs(model), _said(model, seen, given[0]), given, strict=True):
+            worst = max(worst, _gap(own, other.cpu().double(), boxes=name == "boxes"))
     return worst
 
 
@@ -201,10 +198,12 @@ def _sure(boxes: Tensor) -> Tensor:
     return scores > least + SURER
 
 
-def _said(model: Adapted, inputs: Tensor) -> list[Tensor]:
+def _said(model: Adapted, inputs: Tensor, given: Tensor) -> list[Tensor]:
+    """What the model says. Boxes are those of the `given` scores: where many cells are as sure as each other a rounding of scores
+    makes other ones."""
     scores = model.scores(inputs)
     if "boxes" in outputs(model):
-        return [scores, candidates(scores)]
+        return [scores, candidates(given.cpu()).double()]
     if "likeness" not in outputs(model):
         return [scores]
     return [scores, (scores / model.calibration.temperature).softmax(1), model.likeness(inputs)[0]]
