@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.lineage import MAKER
 from pipeline.restore import run_of
-from pipeline.shipped_model import ABOUT, WEIGHTS
+from pipeline.shipped_model import ABOUT, WEIGHTS, draw_no_bars
 from pipeline.teaching import adapted
 from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.calibration import MEASURES
@@ -95,6 +95,7 @@ def _of_mlflow(target: str, runs: Path) -> Source:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    draw_no_bars()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(runs)
     with TemporaryDirectory(prefix="metashard-model-") as place:
         try:

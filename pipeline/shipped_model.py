@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import os
 import re
 import warnings
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from pipeline import spool
 from pipeline.errors import InputError
 
+BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
 ABOUT, WEIGHTS, EXAMPLE = "model.json", "learner.safetensors", "example.json"
 """The files of a model's folder in its run: what it is, its values, a request to it."""
 TAG = "metashard.model"
@@ -101,11 +103,17 @@ def _fill(client: Any, run_dir: Path, run_id: str, folder: Path, model: Any, ste
     client.finalize_logged_model(model.model_id, "READY")
 
 
+def draw_no_bars() -> None:
+    """MLflow draws a bar for every file, also of this machine, unless the environment says otherwise."""
+    os.environ.setdefault(BARS, "false")
+
+
 def package(folder: Path, out: Path, *, model_id: str | None, run_id: str | None) -> None:
     """Write a complete MLflow model: code, JSON and safetensors, nothing pickled, nothing that it needs elsewhere."""
     from mlflow import pyfunc
     from mlflow.models import Model
 
+    draw_no_bars()
     example = json.loads((folder / EXAMPLE).read_text())
     with warnings.catch_warnings():
         # MLflow's advice and what it asks of other packages is nothing that a user could change.
