@@ -18,7 +18,7 @@ from pipeline.errors import InputError
 from pipeline.faults import one_line
 from pipeline.lineage import MAKER
 from pipeline.restore import run_of
-from pipeline.shipped_model import ABOUT, WEIGHTS, draw_no_bars
+from pipeline.shipped_model import ABOUT, WEIGHTS, quieten
 from pipeline.teaching import adapted
 from pipeline.teaching.adapted import Adapted
 from pipeline.teaching.calibration import MEASURES
@@ -91,11 +91,11 @@ def of_checkpoint(path: Path) -> Source:
 
 def _of_mlflow(target: str, runs: Path) -> Source:
     """The learner of a model in MLflow: where the environment says, or the sqlite file under the runs folder."""
+    quieten()
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
-    draw_no_bars()
     uri = os.environ.get("MLFLOW_TRACKING_URI") or default_uri(runs)
     with TemporaryDirectory(prefix="metashard-model-") as place:
         try:

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from pipeline import spool
 from pipeline.errors import InputError
 
-BARS = "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"
+QUIET = {"MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+"""By which MLflow draws no bar for every file, also of this machine, and says nothing that went as it should."""
 ABOUT, WEIGHTS, EXAMPLE = "model.json", "learner.safetensors", "example.json"
 """The files of a model's folder in its run: what it is, its values, a request to it."""
 TAG = "metashard.model"
@@ -103,17 +104,18 @@ def _fill(client: Any, run_dir: Path, run_id: str, folder: Path, model: Any, ste
     client.finalize_logged_model(model.model_id, "READY")
 
 
-def draw_no_bars() -> None:
-    """MLflow draws a bar for every file, also of this machine, unless the environment says otherwise."""
-    os.environ.setdefault(BARS, "false")
+def quieten() -> None:
+    """`QUIET`, unless the environment says otherwise; before MLflow is imported."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
 
 
 def package(folder: Path, out: Path, *, model_id: str | None, run_id: str | None) -> None:
     """Write a complete MLflow model: code, JSON and safetensors, nothing pickled, nothing that it needs elsewhere."""
+    quieten()
     from mlflow import pyfunc
     from mlflow.models import Model
 
-    draw_no_bars()
     example = json.loads((folder / EXAMPLE).read_text())
     with warnings.catch_warnings():
         # MLflow's advice and what it asks of other packages is nothing that a user could change.
