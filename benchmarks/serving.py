@@ -282,7 +282,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--changes", type=int, default=2000, help="classes that are taught and deleted")
-    parser.add_argument("--classes", type=int, nargs="+", default=[20, 100, 400], help="so many are there at last")
+    parser.add_argument("--classes", type=int, nargs="+", default=[20, 100], help="so many are there at last")
     parser.add_argument("--quick", action="store_true", help="a few requests, to see that it works")
     parser.add_argument("--nothing", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--first", nargs=3, help=argparse.SUPPRESS)
